@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A QEMU process with a test guest in it."""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import TIMEOUT
+from .agent import Agent
+from .image import Image
+from .qmp import QMP, QMPError
+from .stream import connect
+
+PR_SET_PDEATHSIG = 1
+
+
+@dataclass
+class Setup:
+    """What the tests run with."""
+    old: str
+    new: str
+    image: Image
+    qemu_python: str            # folder of QEMU's Python packages
+    extra_args: tuple = ()      # to every QEMU
+
+    def tool(self, name):
+        """Path of qemu-img and the like: of the new build, else any."""
+        path = Path(self.new).parent / name
+        return str(path) if path.exists() else shutil.which(name)
+
+
+def die_with_parent():
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def process_identity(pid):
+    """The process id with its start time: what no other process has."""
+    stat = Path(f'/proc/{pid}/stat').read_text()
+    return pid, int(stat.rpartition(')')[2].split()[19])
+
+
+def check_result(result):
+    """Checks that a value is an ExecUpgradeResult."""
+    assert set(result) == {'from', 'to', 'binary', 'downtime', 'phases',
+                           'dropped'}
+    for key in 'from', 'to', 'binary':
+        assert isinstance(result[key], str) and result[key]
+    assert isinstance(result['downtime'], int) and result['downtime'] > 0
+    assert result['phases']
+    for phase in result['phases']:
+        assert set(phase) == {'name', 'duration'}
+        assert isinstance(phase['name'], str)
+        assert isinstance(phase['duration'], int) and phase['duration'] >= 0
+    assert all(isinstance(name, str) for name in result['dropped'])
+
+
+def version_string(version):
+    """The form in which a result gives a query-version."""
+    number = version['qemu']
+    return '{}.{}.{}'.format(number['major'], number['minor'],
+                             number['micro']) + version['package']
+
+
+class VM:
+    """@args are added to the command line. The rest chooses what is on it
+    before them; a memory, kernel, qmp or agent that is None or False leaves
+    that part to @args. @kernel may be the path of another kernel, @popen has
+    arguments for subprocess.Popen."""
+
+    def __init__(self, setup, args=(), *, binary=None, machine='pc',
+                 accel='tcg', memory='192', smp='1', kernel=True, append='',
+                 qmp=True, agent=True, popen=None, dir=None):
+        self.setup = setup
+        self.binary = binary or setup.old
+        self.dir = Path(dir or tempfile.mkdtemp(prefix='exec-upgrade-',
+                                                dir='/var/tmp'))
+        self.owns_dir = dir is None
+        self.stderr_path = self.dir / 'stderr'
+        self.process = None
+        self.pid = None
+        self.qmp = self.agent = None
+        self.has_qmp, self.has_agent = qmp, agent and kernel
+        self.popen = popen or {}
+
+        self.args = ['-nodefaults', '-display', 'none',
+                     '-machine', f'{machine},accel={accel}']
+        if memory:
+            self.args += ['-m', memory]
+        if smp:
+            self.args += ['-smp', smp]
+        if kernel:
+            self.args += [
+                '-kernel', setup.image.fast_kernel if kernel is True
+                else kernel, '-initrd', setup.image.initrd,
+                '-append', 'console=ttyS0 quiet panic=-1 no_console_suspend '
+                'agent=/dev/ttyS1 ' + append]
+        if qmp:
+            self.args += self.monitor('qmp')
+        if self.has_agent:
+            self.args += [
+                '-chardev', f'file,id=console,path={self.dir}/console',
+                '-device', 'isa-serial,chardev=console,index=0',
+                '-chardev', f'socket,id=agent,path={self.dir}/agent,'
+                'server=on,wait=off',
+                '-device', 'isa-serial,chardev=agent,index=1']
+        self.args += [*setup.extra_args, *args]
+
+    def monitor(self, name):
+        """Options for one more QMP monitor; connect with vm.connect_qmp."""
+        return ['-chardev', f'socket,id={name},path={self.dir}/{name},'
+                'server=on,wait=off', '-mon', f'chardev={name},mode=control']
+
+    # Start and end
+
+    def start(self):
+        """Starts the process and connects to its monitor."""
+        with open(self.stderr_path, 'ab') as stderr:
+            self.process = subprocess.Popen(
+                [self.binary, *self.args], **{
+                    'stdin': subprocess.DEVNULL, 'stdout': stderr,
+                    'stderr': stderr, 'preexec_fn': die_with_parent,
+                    **self.popen})
+        self.pid = self.process.pid
+        if self.has_qmp:
+            self.qmp = self.connect_qmp('qmp')
+        if self.has_agent:
+            self.agent = Agent(self.connect('agent'))
+        return self
+
+    def boot(self):
+        """Starts the process and waits for the guest."""
+        self.start()
+        if self.agent:
+            self.agent.wait_ready()
+        return self
+
+    def connect(self, name):
+        """A connection to a socket in the test's folder, as soon as QEMU
+        listens there."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            try:
+                return connect(str(self.dir / name))
+            except (FileNotFoundError, ConnectionRefusedError):
+                if self.process.poll() is not None:
+                    raise RuntimeError('QEMU did not start: ' + self.stderr) \
+                        from None
+                if time.monotonic() > deadline:
+                    raise
+                # nothing announces that a program started to listen
+                time.sleep(0.005)
+
+    def connect_qmp(self, name, **kwargs):
+        return QMP(self.connect(name), **kwargs)
+
+    def stock_qmp(self, name):
+        """QEMU's own QMP client, connected to the monitor @name."""
+        if self.setup.qemu_python not in sys.path:
+            sys.path.append(self.setup.qemu_python)
+        # pylint: disable=import-outside-toplevel
+        from qemu.qmp.legacy import QEMUMonitorProtocol
+        client = QEMUMonitorProtocol(sock=self.connect(name))
+        client.connect()
+        client.settimeout(TIMEOUT)
+        return client
+
+    def kill(self):
+        """Ends the process and removes all that it left."""
+        for client in self.qmp, self.agent:
+            if client:
+                client.close()
+        if self.process:
+            if self.process.poll() is None:
+                self.process.kill()
+            self.process.wait()
+        if self.owns_dir:
+            shutil.rmtree(self.dir, ignore_errors=True)
+
+    # What a failed test prints
+
+    @property
+    def stderr(self):
+        if not self.stderr_path.exists():
+            return ''
+        return self.stderr_path.read_text(errors='replace')
+
+    def report(self):
+        """Yields (title, text)."""
+        yield 'QEMU command line', subprocess.list2cmdline(
+            [self.binary, *self.args])
+        state = 'not started'
+        if self.process:
+            code = self.process.poll()
+            state = 'running' if code is None else f'exit status {code}'
+        yield f'QEMU standard error ({state})', self.stderr[-8000:]
+        console = self.dir / 'console'
+        if console.exists():
+            yield 'guest console', \
+                console.read_text(errors='replace')[-2000:]
+        for name, client in (('QMP', self.qmp), ('agent', self.agent)):
+            if client:
+                yield name, '\n'.join(line[:500] for line in
+                                      list(client.log)[-30:])
+
+    # The upgrade
+
+    def exe(self):
+        return os.readlink(f'/proc/{self.pid}/exe')
+
+    def upgrade(self, binary=None, *, dropped=(), events=(), noise=(),
+                timeout=TIMEOUT, **arguments):
+        """Upgrades to @binary (default: the new release) and checks what
+        holds for every upgrade. @dropped: names expected in the result;
+        @events: names of other events that the test itself causes; @noise:
+        what lines that the new process adds to stderr contain. Returns the
+        ExecUpgradeResult."""
+        qmp, binary = self.qmp, str(binary or self.setup.new)
+        before = process_identity(self.pid)
+        status = qmp.execute('query-status')
+        version = version_string(qmp.execute('query-version'))
+        stderr = self.stderr
+        del qmp.events[:]
+
+        result = qmp.execute('exec-upgrade', timeout, binary=binary,
+                             **arguments)
+
+        check_result(result)
+        assert process_identity(self.pid) == before
+        assert self.exe() == os.path.realpath(binary)
+        assert result['from'] == version
+        assert result['to'] == version_string(qmp.execute('query-version'))
+        assert result['binary'] == binary
+        assert sorted(result['dropped']) == sorted(dropped)
+        event = qmp.wait_event('EXEC_UPGRADE')
+        assert event['data'] == {'status': 'completed', 'result': result}
+        assert qmp.execute('query-status') == status
+        others = {e['event'] for e in qmp.events} - set(events)
+        assert not others, f'unexpected events: {qmp.events}'
+        query = qmp.execute('query-exec-upgrade')
+        assert query['last'] == result and query['enabled']
+        new = [line for line in self.stderr[len(stderr):].splitlines()
+               if line not in stderr and not any(n in line for n in noise)]
+        assert not new, 'new lines on stderr:\n' + '\n'.join(new)
+        return result
+
+    def refused(self, *reasons, error_class='GenericError', **arguments):
+        """Expects that exec-upgrade is refused, with all of @reasons (parts
+        of text) in the error, and that the process goes on as it was.
+        Returns the error's text."""
+        arguments.setdefault('binary', str(self.setup.new))
+        before, exe = process_identity(self.pid), self.exe()
+        status = self.qmp.execute('query-status')
+        del self.qmp.events[:]
+        ident = self.qmp.send('exec-upgrade', {
+            k: v for k, v in arguments.items() if v is not None})
+        try:
+            result = self.qmp.reply(ident)
+        except QMPError as error:
+            desc = error.desc
+            assert error.error_class == error_class, str(error)
+        else:
+            raise AssertionError(f'not refused: {result}')
+        for reason in reasons:
+            assert reason.lower() in desc.lower(), desc
+        assert process_identity(self.pid) == before
+        assert self.exe() == exe
+        assert self.qmp.execute('query-status') == status
+        moved = {'STOP', 'RESUME'} & {e['event'] for e in self.qmp.events}
+        assert not moved, f'the guest was touched: {self.qmp.events}'
+        return desc
+
+    def blockers(self):
+        return self.qmp.execute('query-exec-upgrade')['blockers']
+
+    def migrate_to(self, destination, timeout=TIMEOUT):
+        """Migrates to another VM, started with -incoming defer."""
+        path = f'unix:{destination.dir}/migrate'
+        destination.qmp.execute('migrate-incoming', uri=path)
+        self.qmp.execute('migrate-set-capabilities', capabilities=[
+            {'capability': 'events', 'state': True}])
+        self.qmp.execute('migrate', uri=path)
+        self.qmp.wait_event('MIGRATION', timeout, status='completed')
+        destination.qmp.wait_event('RESUME', timeout)
