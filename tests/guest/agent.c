@@ -7,11 +7,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <ftw.h>
+#include <linux/cdrom.h>
 #include <linux/netlink.h>
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mount.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -212,6 +214,17 @@ static int sh_command(const char *args, FILE *out)
     return pclose(f);
 }
 
+/* eject DEVICE: opens the tray. */
+static int eject_command(const char *args, FILE *out)
+{
+    int fd = open(args, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+    int ret = ioctl(fd, CDROMEJECT);
+
+    fputs(ret ? strerror(errno) : "", out);
+    close(fd);
+    return ret;
+}
+
 /* wait PATH SECONDS: until a device has its node, or any path exists. */
 static int wait_command(const char *args, FILE *out)
 {
@@ -238,6 +251,7 @@ static const struct {
 } commands[] = {
     { "counter", counter_command },
     { "sh", sh_command },
+    { "eject", eject_command },
     { "wait", wait_command },
     { "mem", mem_command },
     { "disk", disk_command },

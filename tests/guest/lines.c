@@ -67,30 +67,38 @@ static void *writer_thread(void *arg)
     return NULL;
 }
 
+static void check_line(struct stream *s, const char *line)
+{
+    char expected[64];
+
+    format_line(expected, s->number);
+    if (strcmp(line, expected)) {
+        s->errors++;
+        s->number = strtoul(line, NULL, 10);
+    }
+    __atomic_add_fetch(&s->number, 1, __ATOMIC_RELAXED);
+}
+
 static void *reader_thread(void *arg)
 {
     struct stream *s = arg;
-    char line[64], expected[64];
+    char buf[4096], line[64];
     size_t len = 0;
 
     for (;;) {
-        ssize_t n = read(s->fd, line + len, 1);
+        ssize_t n = read(s->fd, buf, sizeof(buf));
 
         if (n <= 0) {
             usleep(1000);       /* a virtio port with nobody connected */
-            continue;
         }
-        if (line[len++] != '\n' && len < sizeof(line) - 1) {
-            continue;
+        for (ssize_t i = 0; i < n; i++) {
+            line[len++] = buf[i];
+            if (buf[i] == '\n' || len == sizeof(line) - 1) {
+                line[len] = 0;
+                len = 0;
+                check_line(s, line);
+            }
         }
-        line[len] = 0;
-        len = 0;
-        format_line(expected, s->number);
-        if (strcmp(line, expected)) {
-            s->errors++;
-            s->number = strtoul(line, NULL, 10);
-        }
-        __atomic_add_fetch(&s->number, 1, __ATOMIC_RELAXED);
     }
     return NULL;
 }
