@@ -6,7 +6,7 @@
  *                      own part of the first MIB of the device without
  *                      pause, past the page cache; now and then it reads one
  *                      back, and flushes
- *     disk stop DEVICE                ends that, then reads everything
+ *     disk stop DEVICE                ends that, flushes, reads everything
  *     disk status DEVICE
  *
  * All answer writes=, flushes=, checked=, errors= (wrong content), failed=
@@ -158,6 +158,7 @@ static void stop(struct disk *d)
     for (int i = 0; i < d->threads; i++) {
         pthread_join(d->worker[i].thread, NULL);
     }
+    d->worker[0].failed += fdatasync(d->fd) != 0;
     for (int i = 0; i < d->threads; i++) {
         struct worker *w = &d->worker[i];
 
