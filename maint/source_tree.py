@@ -178,7 +178,7 @@ class SourceTree:
             for path in changed:
                 expected = state['files'].get(
                     path, digest(Path(pristine) / path))
-                if digest(self.path / path) != expected:
+                if digest(self.path / path) not in (expected, None):
                     raise PlanError(
                         f'{self.path.relative_to(ROOT) / path} was edited '
                         f'and no hook has the change: `quilt refresh` it '
