@@ -88,5 +88,7 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
     if report.failed and call.when == 'call':
-        for vm in getattr(item, 'vms', []):
+        shared = [value for value in item.funcargs.values()
+                  if isinstance(value, VM)]
+        for vm in dict.fromkeys([*getattr(item, 'vms', []), *shared]):
             report.sections += vm.report()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A QEMU process with a test guest in it."""
 
+import contextlib
 import ctypes
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ from .qmp import QMP, QMPError
 from .stream import connect
 
 PR_SET_PDEATHSIG = 1
+DEFAULT = 'default'     # the binary that exec-upgrade chooses by itself
 
 
 @dataclass
@@ -63,9 +66,8 @@ def check_result(result):
 
 def version_string(version):
     """The form in which a result gives a query-version."""
-    number = version['qemu']
-    return '{}.{}.{}'.format(number['major'], number['minor'],
-                             number['micro']) + version['package']
+    number = '{major}.{minor}.{micro}'.format(**version['qemu'])
+    return number + (f" ({version['package']})" if version['package'] else '')
 
 
 class VM:
@@ -76,12 +78,12 @@ class VM:
 
     def __init__(self, setup, args=(), *, binary=None, machine='pc',
                  accel='tcg', memory='192', smp='1', kernel=True, append='',
-                 qmp=True, agent=True, popen=None, dir=None):
+                 qmp=True, agent=True, popen=None, folder=None):
         self.setup = setup
         self.binary = binary or setup.old
-        self.dir = Path(dir or tempfile.mkdtemp(prefix='exec-upgrade-',
+        self.dir = Path(folder or tempfile.mkdtemp(prefix='exec-upgrade-',
                                                 dir='/var/tmp'))
-        self.owns_dir = dir is None
+        self.owns_dir = folder is None
         self.stderr_path = self.dir / 'stderr'
         self.process = None
         self.pid = None
@@ -128,6 +130,10 @@ class VM:
                     'stderr': stderr, 'preexec_fn': die_with_parent,
                     **self.popen})
         self.pid = self.process.pid
+        if '-daemonize' in self.args:
+            if self.process.wait(TIMEOUT):
+                raise RuntimeError('QEMU did not start: ' + self.stderr)
+            self.pid = int((self.dir / 'pid').read_text())
         if self.has_qmp:
             self.qmp = self.connect_qmp('qmp')
         if self.has_agent:
@@ -149,7 +155,7 @@ class VM:
             try:
                 return connect(str(self.dir / name))
             except (FileNotFoundError, ConnectionRefusedError):
-                if self.process.poll() is not None:
+                if not self.alive():
                     raise RuntimeError('QEMU did not start: ' + self.stderr) \
                         from None
                 if time.monotonic() > deadline:
@@ -171,15 +177,33 @@ class VM:
         client.settimeout(TIMEOUT)
         return client
 
+    def alive(self):
+        if self.pid == self.process.pid:
+            return self.process.poll() is None
+        return os.path.exists(f'/proc/{self.pid}')
+
+    def wait_gone(self, timeout=TIMEOUT):
+        """Waits until the process has ended; returns its exit status if it
+        is a child."""
+        if self.pid == self.process.pid:
+            return self.process.wait(timeout)
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(self.pid)
+            ended, _, _ = select.select([pidfd], [], [], timeout)
+            os.close(pidfd)
+            assert ended, 'the process did not end'
+        return None
+
     def kill(self):
         """Ends the process and removes all that it left."""
         for client in self.qmp, self.agent:
             if client:
                 client.close()
-        if self.process:
-            if self.process.poll() is None:
-                self.process.kill()
-            self.process.wait()
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                if self.alive():
+                    os.kill(self.pid, signal.SIGKILL)
+            self.wait_gone()
         if self.owns_dir:
             shutil.rmtree(self.dir, ignore_errors=True)
 
@@ -216,20 +240,23 @@ class VM:
 
     def upgrade(self, binary=None, *, dropped=(), events=(), noise=(),
                 timeout=TIMEOUT, **arguments):
-        """Upgrades to @binary (default: the new release) and checks what
-        holds for every upgrade. @dropped: names expected in the result;
+        """Upgrades to @binary (unless given, the new release; DEFAULT: the
+        command has no such argument) and checks what holds for every upgrade. @dropped: names expected in the result;
         @events: names of other events that the test itself causes; @noise:
         what lines that the new process adds to stderr contain. Returns the
         ExecUpgradeResult."""
         qmp, binary = self.qmp, str(binary or self.setup.new)
+        if binary == DEFAULT:
+            binary = self.binary
+        else:
+            arguments['binary'] = binary
         before = process_identity(self.pid)
         status = qmp.execute('query-status')
         version = version_string(qmp.execute('query-version'))
         stderr = self.stderr
         del qmp.events[:]
 
-        result = qmp.execute('exec-upgrade', timeout, binary=binary,
-                             **arguments)
+        result = qmp.execute('exec-upgrade', timeout, **arguments)
 
         check_result(result)
         assert process_identity(self.pid) == before
@@ -241,8 +268,10 @@ class VM:
         event = qmp.wait_event('EXEC_UPGRADE')
         assert event['data'] == {'status': 'completed', 'result': result}
         assert qmp.execute('query-status') == status
-        others = {e['event'] for e in qmp.events} - set(events)
-        assert not others, f'unexpected events: {qmp.events}'
+        # A running guest is seen to stop and to go on, and nothing else
+        pause = ['STOP', 'RESUME'] if status['running'] else []
+        others = [e['event'] for e in qmp.events if e['event'] not in events]
+        assert others == pause, f'unexpected events: {qmp.events}'
         query = qmp.execute('query-exec-upgrade')
         assert query['last'] == result and query['enabled']
         new = [line for line in self.stderr[len(stderr):].splitlines()
@@ -279,12 +308,15 @@ class VM:
     def blockers(self):
         return self.qmp.execute('query-exec-upgrade')['blockers']
 
-    def migrate_to(self, destination, timeout=TIMEOUT):
-        """Migrates to another VM, started with -incoming defer."""
-        path = f'unix:{destination.dir}/migrate'
-        destination.qmp.execute('migrate-incoming', uri=path)
+    def migrate_to(self, destination, *, started=False, timeout=TIMEOUT):
+        """Migrates to another VM, which was started with -incoming defer,
+        or (@started) with -incoming unix:DIR/migrate."""
+        uri = f'unix:{destination.dir}/migrate'
+        if not started:
+            destination.qmp.execute('migrate-incoming', uri=uri)
         self.qmp.execute('migrate-set-capabilities', capabilities=[
             {'capability': 'events', 'state': True}])
-        self.qmp.execute('migrate', uri=path)
+        self.qmp.execute('migrate', uri=uri)
         self.qmp.wait_event('MIGRATION', timeout, status='completed')
         destination.qmp.wait_event('RESUME', timeout)
+        destination.agent.boot_id = self.agent.boot_id

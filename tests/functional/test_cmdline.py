@@ -1,0 +1,402 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The command line: options that must not act twice, descriptors given by
+the launcher, and the arguments of exec-upgrade."""
+
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from harness.checks import check_disk, guest_lives_on, wait_disk_writes
+from harness.vm import DEFAULT, process_identity
+
+
+def make_image(path, size=8 << 20):
+    with open(path, 'wb') as image:
+        image.truncate(size)
+    return path
+
+
+def command_line(vm):
+    return Path(f'/proc/{vm.pid}/cmdline').read_bytes().split(b'\0')
+
+
+# Options that act once
+
+@pytest.mark.parametrize('uri', ['defer', 'unix'])
+def test_incoming(boot, make_vm, uri):
+    """A guest that came by migration upgrades like any other, again and
+    again."""
+    source, target = boot(), make_vm()
+    target.args += ['-incoming', uri if uri == 'defer'
+                    else f'unix:{target.dir}/migrate']
+    target.start()
+    memory = source.agent.ask('mem fill 75')
+    before = source.agent.ask('counter')
+    source.migrate_to(target, started=uri != 'defer')
+    for _ in range(2):
+        target.upgrade()
+        after = target.agent.ask('counter')
+        assert after['boot_id'] == before['boot_id']
+        assert after['counter'] > before['counter']
+    assert target.agent.ask('mem verify') == memory
+
+
+def test_loadvm(make_vm, qemu_img):
+    """The guest goes on from where it is, not from the snapshot."""
+    first = make_vm()
+    image = first.dir / 'image'
+    qemu_img('create', '-f', 'qcow2', image, '64M')
+    drive = ['-drive', f'if=virtio,format=qcow2,file={image}']
+    first.args += drive
+    first.boot()
+    assert first.qmp.hmp('savevm here') == ''
+    first.qmp.execute('quit')
+    first.wait_gone()
+
+    second = make_vm(args=drive + ['-loadvm', 'here']).start()
+    assert 'boot_id' in second.agent.ask('counter')
+    second.agent.sh('echo changed > /tmp/after')
+    with guest_lives_on(second):
+        second.upgrade()
+        assert second.agent.sh('cat /tmp/after') == 'changed\n'
+
+
+def test_daemonize_with_relative_paths(make_vm, qemu_img):
+    """-daemonize changes the working folder to /."""
+    vm = make_vm()
+    vm.popen['cwd'] = vm.dir
+    make_image(vm.dir / 'disk')
+    qemu_img('create', '-f', 'qcow2', '-F', 'raw', '-b', 'disk',
+             vm.dir / 'overlay')
+    vm.args += ['-daemonize', '-pidfile', f'{vm.dir}/pid', '-drive',
+                'if=virtio,format=qcow2,file=overlay']
+    vm.boot()
+    assert os.readlink(f'/proc/{vm.pid}/cwd') == '/'
+    vm.agent.wait_path('/dev/vda')
+    vm.agent.ask('disk start /dev/vda 4 8')
+    with guest_lives_on(vm):
+        for _ in range(2):
+            vm.upgrade()
+            assert os.readlink(f'/proc/{vm.pid}/cwd') == '/'
+            wait_disk_writes(vm)
+        check_disk(vm)
+    assert int((vm.dir / 'pid').read_text()) == vm.pid
+
+
+def test_started_paused_and_continued(make_vm):
+    """-S does not stop the guest again."""
+    vm = make_vm(args=['-S']).start()
+    vm.qmp.execute('cont')
+    vm.agent.wait_ready()
+    with guest_lives_on(vm):
+        vm.upgrade()
+    assert vm.qmp.execute('query-status')['status'] == 'running'
+
+
+@pytest.mark.parametrize('open_to_all', [True, False],
+                         ids=['all-files-open', 'image-closed'])
+def test_runas(make_vm, setup, open_to_all):
+    """Carried where every file can be opened again by that user."""
+    if os.getuid():
+        pytest.skip('needs root')
+    vm = make_vm()
+    os.chmod(vm.dir, 0o777)
+    for path in setup.image.fast_kernel, setup.image.initrd:
+        shutil.copy(path, vm.dir)
+        vm.args[vm.args.index(path)] = str(vm.dir / Path(path).name)
+    for path in vm.dir.iterdir():
+        os.chmod(path, 0o644)
+    os.chmod(make_image(vm.dir / 'image'), 0o666 if open_to_all else 0o600)
+    if subprocess.run(['test', '-x', setup.new], user='nobody',
+                      check=False).returncode:
+        pytest.skip('nobody has no right to execute the binaries here')
+    vm.args += ['-runas', 'nobody', '-drive',
+                f'if=virtio,format=raw,file={vm.dir}/image']
+    vm.boot()
+    owner = os.stat(f'/proc/{vm.pid}').st_uid
+    assert owner != 0
+    if not open_to_all:
+        vm.refused('image')
+        return
+    with guest_lives_on(vm):
+        vm.upgrade()
+        vm.upgrade()
+    status = Path(f'/proc/{vm.pid}/status').read_text()
+    assert f'Uid:\t{owner}\t{owner}\t{owner}\t{owner}' in status
+
+
+def test_pidfile(make_vm):
+    """The same file with the same content, locked all the time, and gone
+    when QEMU ends."""
+    vm = make_vm()
+    path = vm.dir / 'pid'
+    vm.args += ['-pidfile', str(path)]
+    vm.boot()
+    before = os.stat(path).st_ino, path.read_text()
+    vm.upgrade()
+    assert (os.stat(path).st_ino, path.read_text()) == before
+    assert int(path.read_text()) == vm.pid
+    with open(path, 'r+', encoding='ascii') as f, \
+            pytest.raises(BlockingIOError):
+        fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    vm.qmp.execute('quit')
+    vm.wait_gone()
+    assert not path.exists()
+
+
+def test_preconfig(make_vm):
+    vm = make_vm(args=['-preconfig']).start()
+    vm.refused('preconfig')
+    vm.qmp.execute('x-exit-preconfig')
+    vm.agent.wait_ready()
+    with guest_lives_on(vm):
+        vm.upgrade()
+
+
+def test_names(boot):
+    vm = boot(args=['-name', 'guest=one,process=two,debug-threads=on',
+                    '-uuid', '00000000-1111-2222-3333-444444444444'])
+    before = vm.qmp.execute('query-name'), vm.qmp.execute('query-uuid')
+    vm.upgrade()
+    assert (vm.qmp.execute('query-name'),
+            vm.qmp.execute('query-uuid')) == before
+    assert Path(f'/proc/{vm.pid}/comm').read_text() == 'two\n'
+
+
+def test_log_file_is_continued(make_vm):
+    vm = make_vm()
+    vm.args += ['-D', f'{vm.dir}/log', '-d', 'guest_errors']
+    vm.boot()
+    with open(vm.dir / 'log', 'a', encoding='ascii') as log:
+        log.write('a line from before\n')
+    vm.upgrade()
+    assert 'a line from before\n' in (vm.dir / 'log').read_text()
+
+
+def test_config_file(make_vm):
+    vm = make_vm()
+    make_image(vm.dir / 'image')
+    (vm.dir / 'config').write_text(
+        f'[drive "d"]\n  if = "none"\n  format = "raw"\n'
+        f'  file = "{vm.dir}/image"\n'
+        '[device "disk"]\n  driver = "virtio-blk-pci"\n  drive = "d"\n')
+    vm.args += ['-readconfig', f'{vm.dir}/config']
+    vm.boot()
+    vm.agent.wait_path('/dev/vda')
+    with guest_lives_on(vm):
+        vm.upgrade()
+
+
+# Descriptors from the launcher
+
+def descriptors(vm):
+    """Number -> what it is, of the descriptors named below."""
+    folder = f'/proc/{vm.pid}/fd'
+    return {int(n): os.readlink(f'{folder}/{n}') for n in os.listdir(folder)}
+
+
+def test_add_fd(make_vm):
+    """-add-fd: the set can be used again, and the number stays."""
+    vm = make_vm()
+    fd = os.open(make_image(vm.dir / 'image'), os.O_RDWR)
+    other = os.open(vm.dir / 'image', os.O_RDONLY)
+    vm.popen['pass_fds'] = [fd, other]
+    vm.args += ['-add-fd', f'fd={fd},set=7,opaque=disk',
+                '-add-fd', f'fd={other},set=7',
+                '-drive', 'if=virtio,format=raw,file=/dev/fdset/7']
+    vm.boot()
+    os.close(fd)
+    os.close(other)
+    os.rename(vm.dir / 'image', vm.dir / 'moved')
+    before = vm.qmp.execute('query-fdsets')
+    vm.agent.wait_path('/dev/vda')
+    vm.agent.ask('disk start /dev/vda 4 8')
+    with guest_lives_on(vm):
+        for _ in range(3):
+            vm.upgrade()
+            wait_disk_writes(vm)
+            assert vm.qmp.execute('query-fdsets') == before
+        check_disk(vm)
+
+
+def test_getfd_names(boot):
+    """A descriptor sent with getfd is still there by its name."""
+    vm = boot()
+    ours, theirs = socket.socketpair()
+    data, ident = vm.qmp.encode('getfd', {'fdname': 'mine'})
+    socket.send_fds(vm.qmp.sock, [data], [theirs.fileno()])
+    vm.qmp.reply(ident)
+    theirs.close()
+    if vm.blockers():
+        vm.refused('mine')
+        return
+    vm.upgrade()
+    vm.qmp.execute('closefd', fdname='mine')
+    ours.settimeout(10)
+    assert ours.recv(1) == b'', 'the descriptor was doubled or lost'
+
+
+def test_standard_descriptors(make_vm):
+    vm = make_vm()
+    out = os.open(vm.dir / 'out', os.O_WRONLY | os.O_CREAT)
+    vm.popen.update(stdout=out)
+    vm.boot()
+    os.close(out)
+    before = {n: descriptors(vm)[n] for n in (0, 1, 2)}
+    vm.upgrade()
+    assert {n: descriptors(vm)[n] for n in (0, 1, 2)} == before
+
+
+def test_inherited_descriptor_stays_untouched(make_vm):
+    """One that QEMU does not know of: a lock of the launcher's."""
+    vm = make_vm()
+    fd = os.open(make_image(vm.dir / 'launcher'), os.O_RDWR)
+    vm.popen['pass_fds'] = [fd]
+    vm.boot()
+    before = descriptors(vm)[fd]
+    vm.upgrade()
+    assert descriptors(vm)[fd] == before
+    os.close(fd)
+
+
+# exec-upgrade's own arguments
+
+@pytest.fixture
+def installed(setup):
+    """Puts a copy of a binary beside it, as a package would install it."""
+    copies = []
+
+    def install(source, name='qemu'):
+        path = Path(setup.old).with_name(f'.test-{os.getpid()}-{name}')
+        path.with_suffix('.new').unlink(missing_ok=True)
+        shutil.copy(source, path.with_suffix('.new'))
+        path.with_suffix('.new').rename(path)
+        copies.append(path)
+        return path
+    yield install
+    for path in copies:
+        path.unlink(missing_ok=True)
+
+
+def test_default_binary_is_the_running_one(boot):
+    vm = boot()
+    with guest_lives_on(vm):
+        vm.upgrade(DEFAULT)
+
+
+def test_default_binary_was_replaced(boot, installed, setup):
+    """As a package upgrade does: the file has the same path, and what runs
+    shows as deleted."""
+    vm = boot(binary=str(installed(setup.old)))
+    installed(setup.new)
+    assert vm.exe().endswith(' (deleted)')
+    with guest_lives_on(vm):
+        vm.upgrade(DEFAULT)
+    assert vm.qmp.execute('query-version')['qemu']['micro'] == int(
+        subprocess.run([setup.new, '--version'], text=True, check=True,
+                       capture_output=True).stdout.split()[3].split('.')[2]
+        .split('(')[0])
+
+
+def test_default_binary_was_deleted(boot, installed, setup):
+    path = installed(setup.old)
+    vm = boot(binary=str(path))
+    path.unlink()
+    vm.refused(str(path), binary=None)
+    installed(setup.new)
+    vm.upgrade(DEFAULT)
+
+
+def test_binary_by_relative_path(make_vm, setup):
+    """It is looked for from the folder in which QEMU was started."""
+    vm = make_vm()
+    vm.popen['cwd'] = vm.dir
+    (vm.dir / 'qemu').symlink_to(setup.new)
+    vm.boot()
+    result = vm.qmp.execute('exec-upgrade', binary='./qemu')
+    assert os.path.samefile(vm.dir / result['binary'], setup.new)
+    vm.agent.check_log()
+
+
+def test_arguments(boot):
+    """Another command line for the same machine."""
+    vm = boot(args=['-name', 'first'])
+    arguments = vm.args[:-1] + ['second']
+    with guest_lives_on(vm):
+        vm.upgrade(arguments=arguments)
+        assert vm.qmp.execute('query-name')['name'] == 'second'
+        assert [a.decode() for a in command_line(vm)[1:-1]] == arguments
+        vm.upgrade()
+        assert vm.qmp.execute('query-name')['name'] == 'second'
+
+
+def test_command_line_and_environment_stay(boot):
+    vm = boot()
+    before = command_line(vm)
+    vm.upgrade()
+    environment = Path(f'/proc/{vm.pid}/environ').read_bytes()
+    vm.upgrade()
+    vm.upgrade()
+    assert command_line(vm) == before
+    assert len(Path(f'/proc/{vm.pid}/environ').read_bytes()) <= \
+        len(environment) + 2
+
+
+def test_rehearse_can_be_turned_off(boot):
+    vm = boot()
+    with guest_lives_on(vm):
+        vm.upgrade(rehearse=False)
+        vm.upgrade(rehearse=True)
+
+
+# The command's other sides
+
+def test_hmp(boot, setup):
+    vm = boot()
+    assert 'exec_upgrade' in vm.qmp.hmp('help exec_upgrade')
+    before = process_identity(vm.pid)
+    vm.upgrade()
+    text = vm.qmp.hmp('info exec-upgrade')
+    assert '7.2' in text and setup.new in text, text
+    assert process_identity(vm.pid) == before
+    assert 'exec-upgrade' in vm.qmp.hmp('exec_upgrade /nonexistent')
+
+
+def test_query_exec_upgrade(boot):
+    vm = boot()
+    query = vm.qmp.execute('query-exec-upgrade')
+    assert query == {'enabled': True, 'blockers': [], 'count': 0}
+    for count in 1, 2:
+        result = vm.upgrade()
+        assert vm.qmp.execute('query-exec-upgrade') == {
+            'enabled': True, 'blockers': [], 'count': count, 'last': result}
+    error = vm.refused('/nonexistent', binary='/nonexistent')
+    query = vm.qmp.execute('query-exec-upgrade')
+    assert query['last-error'] == error and query['count'] == 2
+
+
+def test_schema(make_vm):
+    """The interface that other programs depend on."""
+    vm = make_vm(args=['-S']).start()
+    schema = vm.qmp.execute('query-qmp-schema')
+    names = {e['name'] for e in schema if e['meta-type'] in
+             ('command', 'event')}
+    assert {'exec-upgrade', 'query-exec-upgrade', 'EXEC_UPGRADE'} <= names
+    assert vm.qmp.execute('qom-get', path='/machine',
+                          property='exec-upgrade') is True
+
+
+def test_result_phases(boot):
+    """Named, in order, and those of the pause add up to the downtime."""
+    result = boot().upgrade()
+    names = [phase['name'] for phase in result['phases']]
+    assert len(set(names)) == len(names)
+    paused = [p['duration'] for p in
+              result['phases'][names.index('quiesce'):]]
+    assert abs(sum(paused) - result['downtime']) < \
+        max(2000, result['downtime'] // 10)

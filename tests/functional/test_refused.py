@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is refused, before the guest is touched."""
+
+import os
+import socket
+import subprocess
+
+import pytest
+
+from harness.checks import guest_lives_on, wait_until
+from harness.qmp import QMPError
+from harness.vm import VM
+
+
+def start(make_vm, *args, **kwargs):
+    """Without a guest: enough for what the command line decides."""
+    vm = make_vm(kernel=False, **kwargs)
+    with open(vm.dir / 'image', 'wb') as image:
+        image.truncate(8 << 20)
+    os.mkdir(vm.dir / 'folder')
+    vm.args += [arg.format(dir=vm.dir) for arg in args]
+    return vm.start()
+
+
+def check_refused(vm, *reasons, **arguments):
+    """In the error and in query-exec-upgrade, which agree."""
+    error = vm.refused(*reasons, **arguments)
+    blockers = vm.blockers()
+    assert blockers
+    for blocker in blockers:
+        assert blocker in error
+    query = vm.qmp.execute('query-exec-upgrade')
+    assert query['last-error'] == error and query['count'] == 0
+    return blockers
+
+
+def test_turned_off(make_vm):
+    vm = start(make_vm, machine='pc,exec-upgrade=off')
+    check_refused(vm, 'exec-upgrade=off')
+    assert vm.qmp.execute('query-exec-upgrade')['enabled'] is False
+
+
+def test_turned_off_memory_is_as_in_unpatched_qemu(make_vm):
+    vm = start(make_vm, machine='pc,exec-upgrade=off')
+    with open(f'/proc/{vm.pid}/maps', encoding='ascii') as maps:
+        assert 'memfd' not in maps.read()
+
+
+OPTIONS = {
+    'snapshot': (['-snapshot', '-drive', 'format=raw,file={dir}/image'],
+                 'snapshot'),
+    'drive-snapshot': (['-drive', 'format=raw,snapshot=on,id=temporary,'
+                        'file={dir}/image'], 'temporary'),
+    'record': (['-icount', 'shift=auto,rr=record,rrfile={dir}/replay'],
+               'replay'),
+    'incoming': (['-incoming', 'defer'], 'inmigrate'),
+    'sandbox': (['-sandbox', 'on,obsolete=deny,elevateprivileges=deny,'
+                 'spawn=deny,resourcecontrol=deny'], 'spawn=deny'),
+    'chroot': (['-chroot', '/'], 'chroot'),
+    'nvme': (['-drive', 'if=none,id=d,format=raw,file={dir}/image',
+              '-device', 'nvme,serial=1,drive=d'], 'nvme'),
+    'usb-mtp': (['-device', 'qemu-xhci', '-device',
+                 'usb-mtp,rootdir={dir}/folder'], 'usb-mtp'),
+    'usb-uas': (['-device', 'qemu-xhci', '-device', 'usb-uas'], 'usb-uas'),
+    'usb-net': (['-device', 'qemu-xhci', '-netdev', 'user,id=n',
+                 '-device', 'usb-net,netdev=n'], 'usb-net'),
+    'usb-serial': (['-device', 'qemu-xhci', '-chardev', 'null,id=c',
+                    '-device', 'usb-serial,chardev=c'], 'usb-serial'),
+    'virtio-crypto': (['-object', 'cryptodev-backend-builtin,id=c', '-device',
+                       'virtio-crypto-pci,cryptodev=c'], 'virtio-crypto'),
+    'amd-iommu': (['-device', 'amd-iommu'], 'amd-iommu'),
+    'vvfat': (['-drive', 'format=raw,file=fat:rw:{dir}/folder'], 'vvfat'),
+    'usb-wacom-tablet': (['-device', 'qemu-xhci', '-device',
+                          'usb-wacom-tablet'], 'wacom'),
+}
+
+
+@pytest.mark.parametrize('args, reason', OPTIONS.values(),
+                         ids=OPTIONS.keys())
+def test_option_or_device(make_vm, args, reason):
+    vm = start(make_vm, *args,
+               machine='q35' if 'amd-iommu' in args else 'pc')
+    check_refused(vm, reason)
+
+
+@pytest.mark.parametrize('backend', [
+    'memory-backend-file,mem-path={dir}/ram,share=off',
+    'memory-backend-file,mem-path={dir}/ram'], ids=['file', 'file-default'])
+def test_memory_that_cannot_be_shared(make_vm, backend):
+    vm = start(make_vm, '-object', backend + ',id=named-ram,size=64M',
+               machine='pc,memory-backend=named-ram', memory='64')
+    check_refused(vm, 'named-ram', 'share')
+
+
+def test_every_reason_in_one_error(make_vm):
+    vm = start(make_vm, '-object', 'memory-backend-file,mem-path={dir}/ram,'
+               'share=off,id=named-ram,size=64M',
+               '-drive', 'if=none,id=d,format=raw,file={dir}/image,'
+               'snapshot=on', '-device', 'nvme,serial=1,drive=d',
+               '-device', 'qemu-xhci', '-device', 'usb-uas',
+               machine='pc,memory-backend=named-ram', memory='64')
+    blockers = check_refused(vm, 'nvme', 'named-ram', 'usb-uas', "'d'")
+    assert len(blockers) >= 4
+
+
+# What runs at that moment; when it has ended, the upgrade goes through
+
+def test_migration_running(boot):
+    vm = boot()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(vm.dir / 'sink'))
+        listener.listen()
+        vm.qmp.execute('migrate-set-parameters', max_bandwidth=4096)
+        vm.qmp.execute('migrate', uri=f'unix:{vm.dir}/sink')
+        wait_until(lambda: vm.qmp.execute('query-migrate')['status'] ==
+                   'active')
+        check_refused(vm, 'migration')
+        vm.qmp.execute('migrate_cancel')
+    wait_until(lambda: vm.qmp.execute('query-migrate')['status'] in
+               ('cancelled', 'failed'))
+    with guest_lives_on(vm):
+        vm.upgrade()
+
+
+def block_vm(boot_or_make, qemu_img):
+    vm = boot_or_make()
+    qemu_img('create', '-f', 'raw', vm.dir / 'base', '64M')
+    qemu_img('create', '-f', 'qcow2', '-F', 'raw', '-b', vm.dir / 'base',
+             vm.dir / 'image')
+    with open(vm.dir / 'base', 'r+b') as base:
+        base.write(os.urandom(32 << 20))
+    vm.args += ['-drive', f'if=none,id=d,format=qcow2,file={vm.dir}/image,'
+                'node-name=top', '-device', 'virtio-blk-pci,drive=d']
+    return vm.boot()
+
+
+JOBS = {
+    'mirror': ('drive-mirror', {'device': 'd', 'sync': 'full',
+                                'target': '{dir}/copy'}),
+    'backup': ('drive-backup', {'device': 'd', 'sync': 'full',
+                                'target': '{dir}/copy'}),
+    'stream': ('block-stream', {'device': 'd'}),
+}
+
+
+@pytest.mark.parametrize('command, arguments', JOBS.values(), ids=JOBS.keys())
+def test_block_job_running(make_vm, qemu_img, command, arguments):
+    vm = block_vm(make_vm, qemu_img)
+    vm.qmp.reply(vm.qmp.send(command, {
+        **{k: v.format(dir=vm.dir) for k, v in arguments.items()},
+        'speed': 65536, 'job-id': 'the-job'}))
+    check_refused(vm, 'the-job')
+    vm.qmp.execute('block-job-cancel', device='the-job', force=True)
+    vm.qmp.wait_event('JOB_STATUS_CHANGE', status='null', id='the-job')
+    with guest_lives_on(vm):
+        vm.upgrade()
+
+
+# Configuration changed since start
+
+def change(*commands, reason=None, args=(), id=None):
+    return pytest.param(commands, reason, args, id=id)
+
+
+NULL_CD = ('-drive', 'if=none,id=cd,media=cdrom', '-device',
+           'ide-cd,drive=cd,id=cdrom')
+
+CHANGES = [
+    change(('device_add', {'driver': 'virtio-rng-pci', 'id': 'added'}),
+           reason='added', id='device_add'),
+    change(('device_add', {'driver': 'virtio-rng-pci'}),
+           reason='virtio-rng', id='device_add-without-id'),
+    change(('device_add', {'driver': 'qemu64-x86_64-cpu', 'id': 'added',
+                           'socket-id': 1, 'core-id': 0, 'thread-id': 0}),
+           reason='added', args=('-smp', '1,maxcpus=2'), id='cpu'),
+    change(('object-add', {'qom-type': 'memory-backend-ram', 'id': 'm',
+                           'size': 64 << 20}),
+           ('device_add', {'driver': 'pc-dimm', 'id': 'added',
+                           'memdev': 'm'}),
+           reason='added', args=('-m', '128,slots=2,maxmem=1G'), id='dimm'),
+    change(('netdev_add', {'type': 'user', 'id': 'added'}),
+           reason='added', id='netdev_add'),
+    change(('chardev-add', {'id': 'added', 'backend': {
+        'type': 'null', 'data': {}}}), reason='added', id='chardev-add'),
+    change(('object-add', {'qom-type': 'iothread', 'id': 'added'}),
+           reason='added', id='object-add'),
+    change(('blockdev-add', {'driver': 'null-co', 'node-name': 'added'}),
+           reason='added', id='blockdev-add'),
+    change(('blockdev-snapshot-sync', {
+        'device': 'd', 'snapshot-file': '{dir}/added', 'format': 'qcow2'}),
+        reason="'d'", id='snapshot'),
+    change(('blockdev-change-medium', {
+        'id': 'cdrom', 'filename': '{dir}/base', 'format': 'raw'}),
+        reason='cd', args=NULL_CD, id='medium-inserted'),
+    change(('eject', {'id': 'cdrom', 'force': True}), reason='cd',
+           args=('-drive', 'if=none,id=cd,media=cdrom,format=raw,'
+                 'file={dir}/image', '-device', 'ide-cd,drive=cd,id=cdrom'),
+           id='medium-ejected'),
+    change(('device_del', {'id': 'port'}), reason='port',
+           args=('-device', 'virtio-rng-pci,id=port'), id='device_del'),
+]
+
+
+@pytest.mark.parametrize('commands, reason, args', CHANGES)
+def test_configuration_changed(make_vm, qemu_img, commands, reason, args):
+    def make():
+        vm = make_vm()
+        vm.args += [arg.format(dir=vm.dir) for arg in args]
+        return vm
+    vm = block_vm(make, qemu_img)
+    assert not vm.blockers()
+    for command, arguments in commands:
+        vm.qmp.reply(vm.qmp.send(command, {
+            k: v.format(dir=vm.dir) if isinstance(v, str) else v
+            for k, v in arguments.items()}))
+    if command == 'device_del':
+        vm.qmp.wait_event('DEVICE_DELETED', device='port')
+    check_refused(vm, reason)
+    assert 'boot_id' in vm.agent.ask('counter')
+
+
+def test_change_taken_back(boot):
+    """What was added and removed again is no reason any more."""
+    vm = boot()
+    vm.qmp.execute('object-add', qom_type='iothread', id='added')
+    vm.qmp.execute('chardev-add', id='new', backend={
+        'type': 'null', 'data': {}})
+    assert len(vm.blockers()) >= 2
+    vm.qmp.execute('object-del', id='added')
+    vm.qmp.execute('chardev-remove', id='new')
+    assert not vm.blockers()
+    vm.upgrade()
+
+
+def test_exec_upgrade_already_running(make_vm):
+    """Two at once: one happens; the other happens after it, or is refused
+    for that reason."""
+    vm = make_vm()
+    vm.args += vm.monitor('second')
+    vm.boot()
+    second = vm.connect_qmp('second')
+    with guest_lives_on(vm):
+        requests = [(client, client.send('exec-upgrade',
+                                         {'binary': vm.setup.new}))
+                    for client in (vm.qmp, second)]
+        results = []
+        for client, ident in requests:
+            try:
+                results.append(client.reply(ident))
+            except QMPError as error:
+                assert 'running' in error.desc
+    count = vm.qmp.execute('query-exec-upgrade')['count']
+    assert count == len(results) >= 1
+
+
+# Bad arguments; one guest sees all of them
+
+@pytest.fixture(scope='module')
+def bystander(setup):
+    vm = VM(setup)
+    try:
+        yield vm.boot()
+    finally:
+        vm.kill()
+
+
+def write(path, content, mode=0o755):
+    path.write_bytes(content)
+    path.chmod(mode)
+
+
+def elf(setup, machine=None, note=None):
+    """The new binary, changed: other architecture, or other text in its
+    note."""
+    with open(setup.new, 'rb') as f:
+        data = bytearray(f.read())
+    if machine:
+        data[18:20] = machine.to_bytes(2, 'little')
+    if note:
+        at = data.index(b'QEMU-EU\0')
+        note(data, at + 8)
+    return data
+
+
+def other_format(data, at):
+    data[at:at + 8] = b'\xf0\0\0\0\xff\0\0\0'
+
+
+def other_target(data, at):
+    data[at + 8:at + 40] = b'aarch64'.ljust(32, b'\0')
+
+
+BINARIES = {
+    'missing': lambda setup, path: None,
+    'folder': lambda setup, path: path.mkdir(),
+    'not-executable': lambda setup, path: write(
+        path, elf(setup), 0o644),
+    'empty-file': lambda setup, path: write(path, b''),
+    'script': lambda setup, path: write(path, b'#!/bin/sh\nexit 0\n'),
+    'text': lambda setup, path: write(path, b'hello\n'),
+    'cut-elf': lambda setup, path: write(path, elf(setup)[:100]),
+    'other-architecture': lambda setup, path: write(
+        path, elf(setup, machine=183)),
+    'no-note': lambda setup, path: write(
+        path, open('/bin/true', 'rb').read()),
+    'other-format': lambda setup, path: write(
+        path, elf(setup, note=other_format)),
+    'other-target': lambda setup, path: write(
+        path, elf(setup, note=other_target)),
+    'fifo': lambda setup, path: os.mkfifo(path, 0o755),
+    'device': lambda setup, path: path.symlink_to('/dev/zero'),
+    'dangling-link': lambda setup, path: path.symlink_to('nowhere'),
+    'link-to-itself': lambda setup, path: path.symlink_to(path.name),
+}
+
+
+@pytest.mark.parametrize('make', BINARIES.values(), ids=BINARIES.keys())
+def test_bad_binary(bystander, setup, tmp_path, make):
+    path = tmp_path / 'qemu'
+    make(setup, path)
+    bystander.refused(str(path), binary=str(path))
+    assert bystander.agent.ask('counter')['boot_id'] == \
+        bystander.agent.boot_id
+
+
+ARGUMENTS = {
+    'unknown-key': ({'colour': 'red'}, 'colour'),
+    'empty-list': ({'arguments': []}, 'arguments'),
+    'argument-no-string': ({'arguments': [1]}, 'arguments'),
+    'argument-with-nul': ({'arguments': ['-m', '1\0']}, 'arguments'),
+    'binary-empty': ({'binary': ''}, 'binary'),
+    'binary-with-nul': ({'binary': '/bin/true\0'}, 'binary'),
+    'binary-no-string': ({'binary': 7}, 'binary'),
+    'binary-relative': ({'binary': 'no/such/qemu'}, 'no/such/qemu'),
+    'binary-bare-name': ({'binary': 'qemu-system-x86_64'},
+                         'qemu-system-x86_64'),
+    'binary-too-long': ({'binary': '/x' * 5000}, '/x/x'),
+    'rehearse-no-bool': ({'rehearse': 'yes'}, 'rehearse'),
+}
+
+
+@pytest.mark.parametrize('arguments, reason', ARGUMENTS.values(),
+                         ids=ARGUMENTS.keys())
+def test_bad_argument(bystander, arguments, reason):
+    bystander.refused(reason, **arguments)
+
+
+def test_guest_is_well_after_all_those_errors(bystander):
+    with guest_lives_on(bystander):
+        bystander.upgrade()
+
+
+def test_unpatched_qemu(bystander):
+    """Another QEMU of this architecture, such as the distribution's."""
+    path = '/usr/bin/qemu-system-x86_64'
+    if not os.path.exists(path) or b'QEMU-EU' in subprocess.run(
+            ['cat', path], capture_output=True, check=True).stdout:
+        pytest.skip('no unpatched QEMU installed')
+    bystander.refused(path, binary=path)
