@@ -23,11 +23,14 @@ def junit(path):
     """{ suite: Counter of passed, failed, skipped } in a JUnit file"""
     found = {}
     for suite in ET.parse(path).getroot().iter('testsuite'):
-        counts = found.setdefault(suite.get('name'), Counter())
         for case in suite.iter('testcase'):
+            # "project:suite / test" from meson, else the suite's own name
+            name = case.get('name')
+            name = name if ' / ' in name else suite.get('name')
             tags = {child.tag for child in case}
-            counts['failed' if tags & {'failure', 'error'} else
-                   'skipped' if 'skipped' in tags else 'passed'] += 1
+            found.setdefault(name.split(':')[-1], Counter())[
+                'failed' if tags & {'failure', 'error'} else
+                'skipped' if 'skipped' in tags else 'passed'] += 1
     return found
 
 
@@ -36,11 +39,11 @@ def results():
     found = junit(CHECK / 'meson-logs' / 'testlog.junit.xml')
     functional = CHECK / 'functional.xml'
     if functional.exists():
-        for name in [name for name in found if 'functional' in name]:
-            # One that ended badly has to count, whatever it wrote before
-            if not found[name]['failed'] or any(
-                    c['failed'] for c in junit(functional).values()):
-                found[name] = sum(junit(functional).values(), Counter())
+        counts = sum(junit(functional).values(), Counter())
+        name = 'functional / functional'
+        # pytest that ended badly counts, whatever it wrote before
+        if counts['failed'] or not found[name]['failed']:
+            found[name] = counts
     return found
 
 

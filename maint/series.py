@@ -7,6 +7,7 @@ goes where the plan names MAINTAINERS, behind QEMU's entry for migration.
 """
 
 import argparse
+import fcntl
 import os
 import re
 import shutil
@@ -243,7 +244,13 @@ def main():
     release = releases[-1] if args.release == 'newest' else args.release
     if release not in releases:
         raise PlanError(f'no release {release}')
-    series = Series(args.base, release)
+    (BUILD / 'series').mkdir(exist_ok=True)
+    with open(BUILD / 'series' / '.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return run(Series(args.base, release), args)
+
+
+def run(series, args):
     patches = series.write()
     print(f'{len(patches)} patches in {series.out.relative_to(ROOT)}',
           flush=True)
