@@ -22,6 +22,8 @@ from .stream import connect
 
 PR_SET_PDEATHSIG = 1
 DEFAULT = 'default'     # the binary that exec-upgrade chooses by itself
+# What clients see of the pause of a running guest, before EXEC_UPGRADE
+PAUSE_EVENTS = ['STOP', 'RESUME']
 
 
 @dataclass
@@ -172,7 +174,7 @@ class VM:
             sys.path.append(self.setup.qemu_python)
         # pylint: disable=import-outside-toplevel
         from qemu.qmp.legacy import QEMUMonitorProtocol
-        client = QEMUMonitorProtocol(sock=self.connect(name))
+        client = QEMUMonitorProtocol(str(self.dir / name))
         client.connect()
         client.settimeout(TIMEOUT)
         return client
@@ -269,7 +271,7 @@ class VM:
         assert event['data'] == {'status': 'completed', 'result': result}
         assert qmp.execute('query-status') == status
         # A running guest is seen to stop and to go on, and nothing else
-        pause = ['STOP', 'RESUME'] if status['running'] else []
+        pause = PAUSE_EVENTS if status['running'] else []
         others = [e['event'] for e in qmp.events if e['event'] not in events]
         assert others == pause, f'unexpected events: {qmp.events}'
         query = qmp.execute('query-exec-upgrade')
