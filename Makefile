@@ -60,7 +60,7 @@ check: deps old-new
 	@$(PYTHON) maint/check.py $(TESTS)
 
 bench: deps old-new
-	@$(PYTHON) tests/bench/bench.py $(PAIR)
+	@$(PYTHON) tests/bench/downtime.py $(PAIR)
 
 check-hooks:
 	@./configure --base=$(BASE) --source >/dev/null

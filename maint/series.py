@@ -65,17 +65,26 @@ class Series:
         self.work = BUILD / 'series' / f'{release}.git'
         self.out = BUILD / 'series' / release
 
-    def fresh_work(self):
-        shutil.rmtree(self.work, ignore_errors=True)
-        self.work.parent.mkdir(parents=True, exist_ok=True)
-        git(BUILD, 'clone', '-q', '--shared', '--no-tags', '--no-checkout',
-            str(BUILD / 'qemu'), str(self.work))
-        git(self.work, 'config', 'core.hooksPath', '/dev/null')
-        git(self.work, 'config', 'commit.gpgsign', 'false')
-        git(self.work, 'config', 'core.excludesFile', '/dev/null')
-        base = git(BUILD / 'qemu', 'rev-parse',
-                   f'v{self.release}').strip()
-        git(self.work, 'checkout', '-q', '-B', 'series', base)
+    def start(self, branch):
+        """Have the pristine release, and nothing else, in the work tree
+
+        Returns its commit.
+        """
+        base = git(BUILD / 'qemu', 'rev-parse', f'v{self.release}').strip()
+        if not self.work.exists():
+            new = self.work.with_suffix('.new')
+            shutil.rmtree(new, ignore_errors=True)
+            git(BUILD, 'clone', '-q', '--shared', '--no-tags',
+                '--no-checkout', str(BUILD / 'qemu'), str(new))
+            git(new, 'config', 'core.hooksPath', '/dev/null')
+            git(new, 'config', 'commit.gpgsign', 'false')
+            git(new, 'config', 'core.excludesFile', '/dev/null')
+            new.rename(self.work)
+        # A run that was broken off may have left an am, a change, a file
+        shutil.rmtree(self.work / '.git' / 'rebase-apply',
+                      ignore_errors=True)
+        git(self.work, 'checkout', '-q', '-f', '-B', branch, base)
+        git(self.work, 'clean', '-q', '-f', '-d', '-x')
         return base
 
     def overlay_steps(self):
@@ -131,7 +140,7 @@ class Series:
             return '2026-01-01T00:00:00Z'
 
     def write(self):
-        base = self.fresh_work()
+        base = self.start('series')
         overlay, hooks = self.overlay_steps(), self.hook_steps()
         entry, author = maintainers_entry()
         date = self.date()
@@ -165,7 +174,7 @@ class Series:
         Returns the number of patches that something is wrong with.
         """
         wanted = git(self.work, 'rev-parse', 'HEAD^{tree}')
-        base = self.fresh_work()
+        base = self.start('check')
         env = {'GIT_COMMITTER_NAME': 'check',
                'GIT_COMMITTER_EMAIL': 'check@localhost'}
         git(self.work, 'am', '-q', *map(str, self.patches()), env=env)
@@ -198,8 +207,7 @@ class Series:
         """
         src, out = self.work, self.work.with_suffix('.build')
         # Without firmware nothing builds: Debian's patches come first
-        base = git(BUILD / 'qemu', 'rev-parse', f'v{self.release}').strip()
-        git(src, 'checkout', '-q', '-B', 'build', base)
+        self.start('build')
         for patch in source_tree.DEBIAN_PATCHES:
             source_tree.run_patch(src, patch)
         env = {f'GIT_{who}_{what}': 'check@localhost'
