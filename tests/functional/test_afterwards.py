@@ -103,7 +103,7 @@ def test_upgrade_after_migration_was_cancelled(boot, make_vm, setup):
 @pytest.mark.parametrize('machine', ['pc', 'q35'])
 def test_device_add_and_blockdev_add(make_vm, qemu_img, machine):
     vm = make_vm(machine=machine)
-    vm.args += ['-device', 'pcie-root-port,id=port,chassis=1'] \
+    vm.args += ['-device', 'pcie-root-port,id=rp1,chassis=1'] \
         if machine == 'q35' else []
     vm.boot()
     vm.upgrade()
@@ -111,7 +111,7 @@ def test_device_add_and_blockdev_add(make_vm, qemu_img, machine):
     vm.qmp.execute('blockdev-add', driver='qcow2', node_name='n', file={
         'driver': 'file', 'filename': str(vm.dir / 'image')})
     vm.qmp.execute('device_add', driver='virtio-blk-pci', drive='n', id='new',
-                   bus='port' if machine == 'q35' else 'pci.0')
+                   bus='rp1' if machine == 'q35' else 'pci.0')
     vm.agent.wait_path('/dev/vda')
     vm.agent.ask('disk start /dev/vda 4 8')
     wait_disk_writes(vm)

@@ -151,7 +151,7 @@ def test_pidfile(make_vm):
 
 def test_preconfig(make_vm):
     vm = make_vm(args=['-preconfig']).start()
-    vm.refused('preconfig')
+    vm.refused('machine initialization')
     vm.qmp.execute('x-exit-preconfig')
     vm.agent.wait_ready()
     with guest_lives_on(vm):

@@ -237,9 +237,9 @@ def virtio_vga(vm):
 
 def read_input(vm, name, events):
     """The guest gets an input event from the device with that name."""
-    found = re.search(rf'N: Name="[^"]*{name}[^"]*".*?H: Handlers=\S*.*?'
-                      r'(event\d+)', vm.agent.sh('cat /proc/bus/input/devices'),
-                      re.S)
+    devices = vm.agent.sh('cat /proc/bus/input/devices')
+    found = re.search(rf'Name="[^"]*{name}[^"]*".*?H: Handlers=.*?(event\d+)',
+                      devices, re.S)
     path = f'/dev/input/{found[1]}'
     vm.agent.sh(f'rm -f /tmp/input; dd if={path} of=/tmp/input bs=24 '
                 'count=1 2>/dev/null </dev/null & true')

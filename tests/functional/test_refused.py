@@ -69,7 +69,6 @@ OPTIONS = {
     'virtio-crypto': (['-object', 'cryptodev-backend-builtin,id=c', '-device',
                        'virtio-crypto-pci,cryptodev=c'], 'virtio-crypto'),
     'amd-iommu': (['-device', 'amd-iommu'], 'amd-iommu'),
-    'vvfat': (['-drive', 'format=raw,file=fat:rw:{dir}/folder'], 'vvfat'),
     'usb-wacom-tablet': (['-device', 'qemu-xhci', '-device',
                           'usb-wacom-tablet'], 'wacom'),
 }
@@ -99,7 +98,8 @@ def test_every_reason_in_one_error(make_vm):
                'snapshot=on', '-device', 'nvme,serial=1,drive=d',
                '-device', 'qemu-xhci', '-device', 'usb-uas',
                machine='pc,memory-backend=named-ram', memory='64')
-    blockers = check_refused(vm, 'nvme', 'named-ram', 'usb-uas', "'d'")
+    blockers = check_refused(vm, 'nvme', 'named-ram', 'usb-uas',
+                             'snapshot=on')
     assert len(blockers) >= 4
 
 
@@ -169,15 +169,15 @@ CHANGES = [
     change(('device_add', {'driver': 'virtio-rng-pci', 'id': 'added'}),
            reason='added', id='device_add'),
     change(('device_add', {'driver': 'virtio-rng-pci'}),
-           reason='virtio-rng', id='device_add-without-id'),
+           reason='peripheral-anon', id='device_add-without-id'),
     change(('device_add', {'driver': 'qemu64-x86_64-cpu', 'id': 'added',
                            'socket-id': 1, 'core-id': 0, 'thread-id': 0}),
-           reason='added', args=('-smp', '1,maxcpus=2'), id='cpu'),
+           reason='added', args=('-smp', '1,maxcpus=2,sockets=2'), id='cpu'),
     change(('object-add', {'qom-type': 'memory-backend-ram', 'id': 'm',
                            'size': 64 << 20}),
            ('device_add', {'driver': 'pc-dimm', 'id': 'added',
                            'memdev': 'm'}),
-           reason='added', args=('-m', '128,slots=2,maxmem=1G'), id='dimm'),
+           reason='added', args=('-m', '192,slots=2,maxmem=1G'), id='dimm'),
     change(('netdev_add', {'type': 'user', 'id': 'added'}),
            reason='added', id='netdev_add'),
     change(('chardev-add', {'id': 'added', 'backend': {
@@ -194,7 +194,7 @@ CHANGES = [
         reason='cd', args=NULL_CD, id='medium-inserted'),
     change(('eject', {'id': 'cdrom', 'force': True}), reason='cd',
            args=('-drive', 'if=none,id=cd,media=cdrom,format=raw,'
-                 'file={dir}/image', '-device', 'ide-cd,drive=cd,id=cdrom'),
+                 'file={dir}/base', '-device', 'ide-cd,drive=cd,id=cdrom'),
            id='medium-ejected'),
     change(('device_del', {'id': 'port'}), reason='port',
            args=('-device', 'virtio-rng-pci,id=port'), id='device_del'),

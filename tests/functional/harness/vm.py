@@ -243,10 +243,10 @@ class VM:
     def upgrade(self, binary=None, *, dropped=(), events=(), noise=(),
                 timeout=TIMEOUT, **arguments):
         """Upgrades to @binary (unless given, the new release; DEFAULT: the
-        command has no such argument) and checks what holds for every upgrade. @dropped: names expected in the result;
-        @events: names of other events that the test itself causes; @noise:
-        what lines that the new process adds to stderr contain. Returns the
-        ExecUpgradeResult."""
+        command has no such argument) and checks what holds for every upgrade.
+        @dropped: names expected in the result; @events: names of other events
+        that the test itself causes; @noise: what lines that the new process
+        adds to stderr contain. Returns the ExecUpgradeResult."""
         qmp, binary = self.qmp, str(binary or self.setup.new)
         if binary == DEFAULT:
             binary = self.binary
