@@ -51,8 +51,8 @@ PARTS = {
 }
 QEMU_FOLDERS = (
     'accel', 'audio', 'authz', 'backends', 'block', 'chardev', 'contrib',
-    'crypto', 'docs', 'dump', 'fsdev', 'hw', 'include', 'io', 'migration',
-    'monitor', 'nbd', 'net', 'qapi', 'qga', 'qobject', 'qom', 'replay',
+    'crypto', 'docs', 'dump', 'fsdev', 'gdbstub', 'hw', 'include', 'io',
+    'migration', 'monitor', 'nbd', 'net', 'qapi', 'qga', 'qobject', 'qom', 'replay',
     'scsi', 'softmmu', 'storage-daemon', 'stubs', 'target', 'tests',
     'tools', 'trace', 'ui', 'util',
 )

@@ -1,0 +1,247 @@
+/*
+ * Exec-upgrade: a QEMU that replaces itself under a running guest
+ *
+ * What the rest of QEMU calls.  See docs/devel/exec-upgrade.rst.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef MIGRATION_EXEC_UPGRADE_H
+#define MIGRATION_EXEC_UPGRADE_H
+
+#include "exec/cpu-common.h"
+
+struct SerialState;
+struct VirtIOSerial;
+
+/*
+ * Block flag: the memory is a file that no other process maps (a memfd, or
+ * an unlinked file on hugetlbfs).  It is mapped shared, for the next process
+ * to adopt, but does not count as RAM_SHARED.
+ */
+#define RAM_EXEC_UPGRADE (1 << 16)
+
+/**
+ * exec_upgrade_init: take over what the previous process left, if there is
+ * one
+ * @argv: the command line, NULL-terminated
+ *
+ * Called before options are parsed.  Reads and removes the environment
+ * variable that names the handoff; exits if there is a handoff that can't be
+ * read.
+ */
+void exec_upgrade_init(char **argv);
+
+/**
+ * exec_upgrade_adopting: whether this process is still taking over a guest
+ *
+ * True from exec_upgrade_init() until the guest can go on.  Until then
+ * nothing may be read from a carried connection, or written to the guest's
+ * memory or images.
+ */
+bool exec_upgrade_adopting(void);
+
+/**
+ * exec_upgrade_enabled: whether the machine was started with exec-upgrade=on
+ *
+ * Meaningful once the machine's properties are set.
+ */
+bool exec_upgrade_enabled(void);
+
+/**
+ * exec_upgrade_skip_option: whether a command line option must not act again
+ * @index: QEMU_OPTION_...
+ *
+ * Called for each option before it is acted on.  Also notes those that make
+ * an upgrade impossible.
+ */
+bool exec_upgrade_skip_option(int index);
+
+/**
+ * exec_upgrade_defer_mlock: put off locking all memory until the guest runs
+ *
+ * Returns true if it is done later, since the time it takes grows with the
+ * size of memory.
+ */
+bool exec_upgrade_defer_mlock(void);
+
+/**
+ * exec_upgrade_pidfile_adopt: whether the pidfile is already written and
+ * locked
+ * @path: its path
+ */
+bool exec_upgrade_pidfile_adopt(const char *path);
+
+/**
+ * exec_upgrade_machine_ready: the machine is complete
+ *
+ * Called once at the end of start-up.  In a process that is adopting, loads
+ * the guest and lets it go on; exits if that fails.
+ */
+void exec_upgrade_machine_ready(void);
+
+/**
+ * exec_upgrade_machine_class_init: add the machine property
+ * @oc: class of TYPE_MACHINE
+ */
+void exec_upgrade_machine_class_init(ObjectClass *oc);
+
+/*
+ * Block nodes and images
+ */
+
+/**
+ * exec_upgrade_image_open: open an image file
+ * @path: its path
+ * @flags: as for open(2)
+ * @errp: error
+ *
+ * Takes the place of qemu_open(), and fails if the previous process had
+ * another file open by that path.  Returns the descriptor, or -1 with errno
+ * set.
+ */
+int exec_upgrade_image_open(const char *path, int flags, Error **errp);
+
+/**
+ * exec_upgrade_image_check: whether a file is the one that the previous
+ * process had open by a path, if there was a previous process
+ * @path: the path
+ * @st: the file that is there now
+ * @errp: error
+ */
+bool exec_upgrade_image_check(const char *path, const struct stat *st,
+                              Error **errp);
+
+/**
+ * exec_upgrade_image_fd: the file that a block node has open
+ * @bs: the block node
+ * @path: set to the path by which it was opened, owned by @bs; NULL for a
+ *        descriptor set
+ * @writable: set to whether it is open for writing
+ *
+ * Returns the descriptor, which stays the node's, or -1 if the node is not a
+ * file or device of this host.
+ */
+int exec_upgrade_image_fd(BlockDriverState *bs, const char **path,
+                          bool *writable);
+
+/**
+ * exec_upgrade_block_backends_enable: have drives without a medium ask for
+ * permissions when they get one
+ */
+void exec_upgrade_block_backends_enable(void);
+
+/**
+ * exec_upgrade_block_backends_check: check that every drive has taken the
+ * permissions on its image that its device needs
+ * @errp: error
+ */
+bool exec_upgrade_block_backends_check(Error **errp);
+
+/*
+ * Devices
+ */
+
+struct AHCIState;
+struct VmGenIdState;
+
+/**
+ * exec_upgrade_ahci_check_cmd: begin the commands of a port, when the machine
+ * starts
+ * @s: the controller
+ * @port: number of the port
+ *
+ * In a process that is not adopting, begins them at once.
+ */
+void exec_upgrade_ahci_check_cmd(struct AHCIState *s, int port);
+
+/**
+ * exec_upgrade_vmgenid_adopt: take over the GUID
+ * @vms: the device
+ *
+ * Returns whether the guest must not be told of a new GUID.
+ */
+bool exec_upgrade_vmgenid_adopt(struct VmGenIdState *vms);
+
+/**
+ * exec_upgrade_numa_changed: the user changed NUMA nodes in preconfig, which
+ * can't be repeated
+ */
+void exec_upgrade_numa_changed(void);
+
+/*
+ * Memory, in softmmu/physmem-exec-upgrade.c.inc
+ */
+
+/**
+ * exec_upgrade_ram_alloc_anon: allocate memory that has no file of its own
+ * @block: the block, complete but for its memory; gets host and fd
+ * @shared: whether RAM_SHARED is set
+ * @noreserve: whether RAM_NORESERVE is set
+ *
+ * Takes the place of qemu_anon_ram_alloc().  Returns the address, or NULL
+ * with errno set.
+ */
+void *exec_upgrade_ram_alloc_anon(RAMBlock *block, bool shared,
+                                  bool noreserve);
+
+/**
+ * exec_upgrade_ram_alloc_adopted: allocate a block whose file is carried
+ * @size: size in bytes
+ * @mr: its memory region, with its name set
+ * @ram_flags: RAM_...
+ * @errp: error
+ *
+ * Only if exec_upgrade_ram_adopted(@mr).  Returns a block of scratch memory,
+ * over which the file is mapped when the machine is complete.
+ */
+RAMBlock *exec_upgrade_ram_alloc_adopted(ram_addr_t size, MemoryRegion *mr,
+                                         uint32_t ram_flags, Error **errp);
+
+/**
+ * exec_upgrade_ram_adopted: whether a region's memory was set up by the
+ * previous process, so that its file must not be opened, and its pages not be
+ * bound or preallocated again
+ * @mr: a memory region with its name set
+ */
+bool exec_upgrade_ram_adopted(MemoryRegion *mr);
+
+/**
+ * exec_upgrade_ram_is_scratch: whether a memory backend's file is still to be
+ * mapped over what the block has now
+ * @block: the block
+ *
+ * What it has now is empty, so that there is nothing in it to discard.
+ */
+bool exec_upgrade_ram_is_scratch(RAMBlock *block);
+
+/**
+ * exec_upgrade_ram_share_private: whether a file may be mapped shared though
+ * the user did not ask for it, since no other process can see it
+ * @block: gets RAM_EXEC_UPGRADE if so
+ * @fd: its file
+ */
+bool exec_upgrade_ram_share_private(RAMBlock *block, int fd);
+
+/*
+ * Front-ends of character devices
+ */
+
+/**
+ * exec_upgrade_serial_load: a character waits to be sent
+ * @s: the serial port, whose watch is not set if nobody is connected any more
+ */
+void exec_upgrade_serial_load(struct SerialState *s);
+
+/**
+ * exec_upgrade_virtio_serial_load: the ports' state is loaded
+ * @s: the device; in a process that is adopting, its s->post_load is replaced
+ */
+void exec_upgrade_virtio_serial_load(struct VirtIOSerial *s);
+
+/**
+ * exec_upgrade_gdb_attached: whether a debugger is connected
+ */
+bool exec_upgrade_gdb_attached(void);
+
+#endif

@@ -1,0 +1,39 @@
+/*
+ * Exec-upgrade: display servers
+ *
+ * What QEMU's display servers call.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef UI_EXEC_UPGRADE_H
+#define UI_EXEC_UPGRADE_H
+
+struct VncDisplay;
+struct RedsState;
+
+/**
+ * exec_upgrade_vnc_open: adopt a VNC server's listening sockets and password
+ * @vd: the server, complete but for these
+ * @errp: error
+ *
+ * Returns false if there is nothing to adopt.
+ */
+bool exec_upgrade_vnc_open(struct VncDisplay *vd, Error **errp);
+
+/**
+ * exec_upgrade_spice_open: adopt the SPICE server's listening socket
+ * @server: the server, not initialized yet
+ * @port: its port; set to 0 if it need not be opened
+ * @flags: SPICE_ADDR_FLAG_...; set to 0 likewise
+ */
+void exec_upgrade_spice_open(struct RedsState *server, int *port,
+                             int *flags);
+
+/**
+ * exec_upgrade_spice_watch: libspice-server watches a descriptor
+ * @fd: the descriptor
+ */
+void exec_upgrade_spice_watch(int fd);
+
+#endif

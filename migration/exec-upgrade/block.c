@@ -1,0 +1,446 @@
+/*
+ * Exec-upgrade: block nodes
+ *
+ * The new process opens every image again, by the path that it was opened
+ * by, so that each must still be found there, and be the same file.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/block_int.h"
+#include "block/dirty-bitmap.h"
+#include "block/nbd.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-block-export.h"
+#include "qapi/qmp/qdict.h"
+#include "qemu/cutils.h"
+#include "qemu/job.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "sysemu/block-backend.h"
+#include "sysemu/runstate.h"
+#include "internal.h"
+
+/*
+ * Drivers that find all their state again when they are opened again.
+ * Formats that can't be migrated add a migration blocker of their own.
+ */
+static const char *const drivers[] = {
+    /* files and devices of this host */
+    "file", "host_device", "host_cdrom", "null-aio", "null-co",
+    /* formats */
+    "bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed",
+    "raw", "vdi", "vhdx", "vmdk", "vpc",
+    /* filters */
+    "blkdebug", "blklogwrites", "blkverify", "compress", "copy-on-read",
+    "preallocate", "quorum", "throttle",
+    NULL
+};
+
+/*
+ * Images
+ */
+
+static bool same_file(const struct stat *a, const struct stat *b)
+{
+    return a->st_dev == b->st_dev && a->st_ino == b->st_ino &&
+           a->st_rdev == b->st_rdev &&
+           (a->st_mode & S_IFMT) == (b->st_mode & S_IFMT);
+}
+
+/* Returns the reason why an image can't be opened again, or NULL */
+static char *image_problem(const char *path, int fd, bool writable)
+{
+    int cwd = exec_upgrade_process_cwd();
+    struct stat opened, found;
+
+    if (fstat(fd, &opened) < 0) {
+        return g_strdup_printf("can't be examined: %s", strerror(errno));
+    }
+    if (!path) {
+        return NULL;
+    }
+    if (fstatat(cwd, path, &found, 0) < 0) {
+        return g_strdup_printf("is not at '%s' any more: %s", path,
+                               strerror(errno));
+    }
+    if (!same_file(&opened, &found)) {
+        return g_strdup_printf("is not at '%s' any more: another file has "
+                               "its place", path);
+    }
+    if (faccessat(cwd, path, writable ? R_OK | W_OK : R_OK, AT_EACCESS) < 0) {
+        return g_strdup_printf("can't be opened again at '%s': %s", path,
+                               strerror(errno));
+    }
+    return NULL;
+}
+
+static void image_blockers(BlockDriverState *bs, strList **blockers)
+{
+    g_autofree char *problem = NULL;
+    const char *path;
+    bool writable;
+    int fd = exec_upgrade_image_fd(bs, &path, &writable);
+
+    if (fd >= 0) {
+        problem = image_problem(path, fd, writable);
+    }
+    if (problem) {
+        exec_upgrade_add_blocker(blockers, "the image of block node '%s' %s",
+                                 bs->node_name, problem);
+    }
+}
+
+static void image_add(ExecUpgradeHandoff *h, const char *node,
+                      const char *path, const struct stat *st)
+{
+    ExecUpgradeImage *image = g_new0(ExecUpgradeImage, 1);
+
+    image->node = g_strdup(node);
+    image->path = g_strdup(path);
+    image->device = st->st_dev;
+    image->inode = st->st_ino;
+    image->rdev = st->st_rdev;
+    QAPI_LIST_PREPEND(h->images, image);
+}
+
+static bool image_save(ExecUpgradeHandoff *h, BlockDriverState *bs,
+                       Error **errp)
+{
+    g_autofree char *problem = NULL;
+    const char *path;
+    struct stat st;
+    bool writable;
+    int fd = exec_upgrade_image_fd(bs, &path, &writable);
+
+    if (fd < 0) {
+        return true;
+    }
+    /* It may have been replaced since it was checked */
+    problem = image_problem(path, fd, writable);
+    if (problem || fstat(fd, &st) < 0) {
+        error_setg(errp, "exec-upgrade: the image of block node '%s' %s",
+                   bs->node_name, problem ?: strerror(errno));
+        return false;
+    }
+    /* A change of permissions opens it again by the second of these */
+    image_add(h, bs->node_name, path ?: bs->filename, &st);
+    if (path && strcmp(path, bs->filename)) {
+        image_add(h, bs->node_name, bs->filename, &st);
+    }
+    return true;
+}
+
+bool exec_upgrade_image_check(const char *path, const struct stat *st,
+                              Error **errp)
+{
+    const ExecUpgradeHandoff *h = exec_upgrade_handoff();
+
+    if (!h) {
+        return true;
+    }
+    for (ExecUpgradeImageList *e = h->images; e; e = e->next) {
+        const ExecUpgradeImage *image = e->value;
+
+        if (!strcmp(image->path, path)) {
+            if (image->device == st->st_dev && image->inode == st->st_ino &&
+                image->rdev == st->st_rdev) {
+                return true;
+            }
+            error_setg(errp, "exec-upgrade: '%s' is not the file that block "
+                       "node '%s' had before", path, image->node);
+            return false;
+        }
+    }
+    error_setg(errp, "exec-upgrade: image '%s' was not open before", path);
+    return false;
+}
+
+/*
+ * Drives
+ */
+
+/* NULL for one that belongs to neither a device nor the user */
+static char *drive_name(BlockBackend *blk)
+{
+    char *name = blk_name(blk)[0] ? g_strdup(blk_name(blk))
+                                  : blk_get_attached_dev_id(blk);
+
+    if (!name[0]) {
+        g_clear_pointer(&name, g_free);
+    }
+    return name;
+}
+
+static void drives_save(ExecUpgradeHandoff *h)
+{
+    for (BlockBackend *blk = blk_all_next(NULL); blk;
+         blk = blk_all_next(blk)) {
+        char *name = drive_name(blk);
+
+        if (name) {
+            ExecUpgradeDrive *drive = g_new0(ExecUpgradeDrive, 1);
+
+            drive->name = name;
+            drive->write_cache = blk_enable_write_cache(blk);
+            drive->io_status = blk_iostatus(blk);
+            QAPI_LIST_PREPEND(h->drives, drive);
+        }
+    }
+}
+
+static void drive_load(const ExecUpgradeDrive *drive, BlockBackend *blk)
+{
+    /* The guest flushes only if it knows of a cache */
+    blk_set_enable_write_cache(blk, drive->write_cache);
+    if (drive->io_status != BLOCK_DEVICE_IO_STATUS_OK &&
+        blk_iostatus_is_enabled(blk)) {
+        blk_iostatus_set_err(blk, drive->io_status ==
+                             BLOCK_DEVICE_IO_STATUS_NOSPACE ? ENOSPC : EIO);
+    }
+}
+
+static void drives_load(const ExecUpgradeHandoff *h)
+{
+    for (BlockBackend *blk = blk_all_next(NULL); blk;
+         blk = blk_all_next(blk)) {
+        g_autofree char *name = drive_name(blk);
+
+        for (ExecUpgradeDriveList *e = h->drives; e; e = e->next) {
+            if (!g_strcmp0(e->value->name, name)) {
+                drive_load(e->value, blk);
+            }
+        }
+    }
+}
+
+/*
+ * Check
+ */
+
+static void node_blockers(BlockDriverState *bs, strList **blockers)
+{
+    BdrvDirtyBitmap *bitmap;
+
+    if (!bs->drv) {
+        /* qcow2 closes itself so when it finds its metadata corrupt */
+        exec_upgrade_add_blocker(blockers, "block node '%s' has no driver any "
+                                 "more", bs->node_name);
+        return;
+    }
+    if (bs->open_flags & (BDRV_O_TEMPORARY | BDRV_O_SNAPSHOT)) {
+        exec_upgrade_add_blocker(blockers, "block node '%s' is a temporary "
+                                 "snapshot (snapshot=on or -snapshot), which "
+                                 "can't be opened again",
+                                 bdrv_get_device_or_node_name(bs));
+    } else if (!g_strv_contains(drivers, bs->drv->format_name)) {
+        exec_upgrade_add_blocker(blockers, "block node '%s' has the driver "
+                                 "'%s', whose state can't be carried",
+                                 bs->node_name, bs->drv->format_name);
+    }
+    if (bs->open_flags & BDRV_O_INACTIVE) {
+        exec_upgrade_add_blocker(blockers, "block node '%s' is inactive, as "
+                                 "after or before a migration",
+                                 bs->node_name);
+    }
+    FOR_EACH_DIRTY_BITMAP(bs, bitmap) {
+        const char *name = bdrv_dirty_bitmap_name(bitmap);
+
+        if (name && !bdrv_dirty_bitmap_get_persistence(bitmap)) {
+            exec_upgrade_add_blocker(blockers, "dirty bitmap '%s' of block "
+                                     "node '%s' is not persistent", name,
+                                     bs->node_name);
+        }
+    }
+    image_blockers(bs, blockers);
+}
+
+static void job_blockers(strList **blockers)
+{
+    JOB_LOCK_GUARD();
+
+    for (Job *job = job_next_locked(NULL); job; job = job_next_locked(job)) {
+        if (job->id) {
+            exec_upgrade_add_blocker(blockers, "job '%s' (%s) is %s", job->id,
+                                     job_type_str(job),
+                                     JobStatus_str(job->status));
+        } else {
+            exec_upgrade_add_blocker(blockers, "a job (%s) of QEMU's own is "
+                                     "running", job_type_str(job));
+        }
+    }
+}
+
+static void export_blockers(strList **blockers)
+{
+    BlockExportInfoList *exports = qmp_query_block_exports(NULL);
+
+    for (BlockExportInfoList *e = exports; e; e = e->next) {
+        exec_upgrade_add_blocker(blockers, "block node '%s' is exported as "
+                                 "'%s' (%s)", e->value->node_name,
+                                 e->value->id,
+                                 BlockExportType_str(e->value->type));
+    }
+    if (!exports && nbd_server_is_running()) {
+        exec_upgrade_add_blocker(blockers, "the NBD server is running");
+    }
+    qapi_free_BlockExportInfoList(exports);
+}
+
+static void block_check(strList **blockers)
+{
+    for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
+         bs = bdrv_next_all_states(bs)) {
+        node_blockers(bs, blockers);
+    }
+    job_blockers(blockers);
+    export_blockers(blockers);
+    if (qemu_system_dump_in_progress()) {
+        exec_upgrade_add_blocker(blockers, "a dump of guest memory is "
+                                 "running");
+    }
+}
+
+static bool block_save(ExecUpgradeHandoff *h, Error **errp)
+{
+    for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
+         bs = bdrv_next_all_states(bs)) {
+        if (!image_save(h, bs, errp)) {
+            return false;
+        }
+    }
+    drives_save(h);
+    return true;
+}
+
+/*
+ * The sequence
+ */
+
+static bool coroutine_fn flush_nodes(Error **errp)
+{
+    g_autoptr(GPtrArray) nodes = g_ptr_array_new();
+    BdrvNextIterator it;
+    BlockDriverState *bs;
+    bool ok = true;
+
+    /* The graph may change whenever this coroutine yields */
+    for (bs = bdrv_first(&it); bs; bs = bdrv_next(&it)) {
+        bdrv_ref(bs);
+        g_ptr_array_add(nodes, bs);
+    }
+    for (int i = 0; i < nodes->len; i++) {
+        AioContext *old_ctx;
+        int ret;
+
+        bs = nodes->pdata[i];
+        if (ok && bdrv_is_inserted(bs)) {
+            old_ctx = bdrv_co_enter(bs);
+            ret = bdrv_co_flush(bs);
+            bdrv_co_leave(bs, old_ctx);
+            if (ret < 0) {
+                error_setg_errno(errp, -ret, "exec-upgrade: can't flush block "
+                                 "node '%s'", bs->node_name);
+                ok = false;
+            }
+        }
+        bdrv_co_lock(bs);
+        bdrv_unref(bs);
+        bdrv_co_unlock(bs);
+    }
+    return ok;
+}
+
+bool exec_upgrade_block_prepare(Error **errp)
+{
+    int ret;
+
+    if (qemu_in_coroutine()) {
+        return flush_nodes(errp);
+    }
+    ret = bdrv_flush_all();
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "exec-upgrade: can't flush the images");
+        return false;
+    }
+    return true;
+}
+
+bool exec_upgrade_block_quiesce(Error **errp)
+{
+    /* A bottom half that schedules itself for ever must not hang the guest */
+    int64_t deadline = g_get_monotonic_time() + 2 * G_USEC_PER_SEC;
+
+    /*
+     * A device's bottom half is not part of its state: what it was going to
+     * do would never be done.  It may in turn start requests.
+     */
+    do {
+        bdrv_drain_all();
+        if (!aio_poll(qemu_get_aio_context(), false)) {
+            return true;
+        }
+    } while (g_get_monotonic_time() < deadline);
+
+    error_setg(errp, "exec-upgrade: the devices do not come to rest");
+    return false;
+}
+
+bool exec_upgrade_block_inactivate(Error **errp)
+{
+    int ret = bdrv_inactivate_all();
+
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "exec-upgrade: can't inactivate the "
+                         "images");
+        return false;
+    }
+    return true;
+}
+
+static bool activate_nodes(Error **errp)
+{
+    ERRP_GUARD();
+    BlockDriverState *bs;
+
+    bdrv_activate_all(errp);
+    if (*errp) {
+        return false;
+    }
+    for (bs = bdrv_next_all_states(NULL); bs; bs = bdrv_next_all_states(bs)) {
+        if (bs->open_flags & BDRV_O_INACTIVE) {
+            error_setg(errp, "block node '%s' is still inactive",
+                       bs->node_name);
+            return false;
+        }
+    }
+    return exec_upgrade_block_backends_check(errp);
+}
+
+bool exec_upgrade_block_reactivate(Error **errp)
+{
+    if (!activate_nodes(errp)) {
+        error_prepend(errp, "exec-upgrade: can't take back the images: ");
+        return false;
+    }
+    return true;
+}
+
+bool exec_upgrade_block_activate(Error **errp)
+{
+    /* Now, since devices set it, too, when they are loaded */
+    drives_load(exec_upgrade_handoff());
+    exec_upgrade_block_backends_enable();
+    if (!activate_nodes(errp)) {
+        error_prepend(errp, "exec-upgrade: can't take over the images: ");
+        return false;
+    }
+    return true;
+}
+
+const ExecUpgradeStage exec_upgrade_stage_block = {
+    .name = "block",
+    .check = block_check,
+    .save = block_save,
+};

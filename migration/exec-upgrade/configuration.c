@@ -1,0 +1,592 @@
+/*
+ * Exec-upgrade: configuration that was changed since the start
+ *
+ * The new process builds what the command line says.  What the user has added,
+ * removed or changed since would be lost or come back, so that it is looked
+ * for and refused; settings that a command can simply set again are carried.
+ *
+ * What is compared is a list of things, each with a kind, a name and a
+ * description.  It is noted in each process when its start is complete.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/block_int.h"
+#include "block/throttle-groups.h"
+#include "block/write-threshold.h"
+#include "chardev/char.h"
+#include "chardev/char-fe.h"
+#include "hw/boards.h"
+#include "hw/qdev-core.h"
+#include "net/net.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-migration.h"
+#include "qapi/qapi-commands-misc.h"
+#include "qapi/qapi-visit-migration.h"
+#include "qapi/qmp/qdict.h"
+#include "qapi/qmp/qjson.h"
+#include "qapi/qobject-input-visitor.h"
+#include "qapi/qobject-output-visitor.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qom/qom-qobject.h"
+#include "sysemu/block-backend.h"
+#include "sysemu/replay.h"
+#include "sysemu/sysemu.h"
+#include "../../chardev/chardev-internal.h"
+#include "internal.h"
+
+typedef enum Kind {
+    KIND_DEVICE,
+    KIND_OBJECT,
+    KIND_CHARDEV,
+    KIND_NETDEV,
+    KIND_NODE,
+    KIND_DRIVE,
+    KIND_FDSET,
+    /* Properties of something that is itself in the list */
+    KIND_MEDIUM,
+    KIND_THROTTLE,
+    KIND_THRESHOLD,
+} Kind;
+
+static const struct {
+    const char *name;
+    bool property;
+    /* A thing that is gone does no harm when it comes back */
+    bool may_vanish;
+} kinds[] = {
+    [KIND_DEVICE]    = { "device" },
+    [KIND_OBJECT]    = { "object" },
+    [KIND_CHARDEV]   = { "character device" },
+    [KIND_NETDEV]    = { "network backend" },
+    [KIND_NODE]      = { "block node" },
+    [KIND_DRIVE]     = { "drive" },
+    /* Descriptors that nobody used are closed with the last monitor */
+    [KIND_FDSET]     = { "descriptor set", .may_vanish = true },
+    [KIND_MEDIUM]    = { "the medium of", .property = true },
+    [KIND_THROTTLE]  = { "the throttling of", .property = true },
+    [KIND_THRESHOLD] = { "the write threshold of block node",
+                         .property = true },
+};
+
+typedef struct Thing {
+    Kind kind;
+    char *name;
+    char *description;
+} Thing;
+
+/* Things in the order of kind and name; NULL before the start is complete */
+static GPtrArray *at_start;
+
+/* By set-numa-node */
+static bool numa_changed;
+
+static void thing_free(gpointer opaque)
+{
+    Thing *thing = opaque;
+
+    g_free(thing->name);
+    g_free(thing->description);
+    g_free(thing);
+}
+
+/* Takes the ownership of @name and @description */
+static void add(GPtrArray *things, Kind kind, char *name, char *description)
+{
+    Thing *thing = g_new(Thing, 1);
+
+    thing->kind = kind;
+    thing->name = name;
+    thing->description = description;
+    g_ptr_array_add(things, thing);
+}
+
+static int thing_compare(const Thing *a, const Thing *b)
+{
+    return a->kind == b->kind ? strcmp(a->name, b->name) : a->kind - b->kind;
+}
+
+static gint thing_sort(gconstpointer a, gconstpointer b)
+{
+    const Thing *x = *(const Thing **)a, *y = *(const Thing **)b;
+
+    return thing_compare(x, y) ?: strcmp(x->description, y->description);
+}
+
+/*
+ * What there is
+ */
+
+static char *device_name(DeviceState *dev)
+{
+    g_autofree char *path = NULL;
+
+    if (dev->id) {
+        return g_strdup(dev->id);
+    }
+    path = object_get_canonical_path(OBJECT(dev));
+    return g_strdup_printf("%s (%s)", path, object_get_typename(OBJECT(dev)));
+}
+
+/*
+ * A device in the machine.  What is below it, it has made by itself; what the
+ * user plugs into it is not below it, but in /machine/peripheral.
+ */
+static int add_device(Object *obj, void *things)
+{
+    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
+
+    if (!dev) {
+        return object_child_foreach(obj, add_device, things);
+    }
+    add(things, KIND_DEVICE, device_name(dev),
+        g_strdup(object_get_typename(obj)));
+    return 0;
+}
+
+static int add_object(Object *obj, void *things)
+{
+    add(things, KIND_OBJECT,
+        g_strdup(object_get_canonical_path_component(obj)),
+        g_strdup(object_get_typename(obj)));
+    return 0;
+}
+
+static char *qobject_text(QObject *value)
+{
+    GString *json = value ? qobject_to_json(value) : g_string_new("");
+
+    qobject_unref(value);
+    return g_string_free(json, false);
+}
+
+static int add_chardev(Object *obj, void *things)
+{
+    const char *type = object_get_typename(obj);
+    Chardev *chr = CHARDEV(obj);
+    g_autofree char *where = NULL;
+
+    /* A socket's file name tells of its connection, too */
+    if (object_property_find(obj, "addr")) {
+        where = qobject_text(object_property_get_qobject(obj, "addr", NULL));
+    } else {
+        where = g_strdup(chr->filename);
+    }
+    add(things, KIND_CHARDEV, g_strdup(chr->label),
+        g_strdup_printf("%s %s", type, where ?: ""));
+    return 0;
+}
+
+static void add_netdevs(GPtrArray *things)
+{
+    int count = qemu_find_net_clients_except(NULL, NULL,
+                                             NET_CLIENT_DRIVER__MAX, 0);
+    g_autofree NetClientState **clients = g_new0(NetClientState *, count);
+
+    qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER__MAX, count);
+    for (int i = 0; i < count; i++) {
+        NetClientState *nc = clients[i];
+
+        /* A NIC's is its device */
+        if (nc->info->type != NET_CLIENT_DRIVER_NIC && !nc->queue_index) {
+            add(things, KIND_NETDEV, g_strdup(nc->name),
+                g_strdup(NetClientDriver_str(nc->info->type)));
+        }
+    }
+}
+
+/* A node's options, which don't come in the same order each time */
+static void append_options(GString *text, const QDict *options)
+{
+    g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
+
+    for (const QDictEntry *e = qdict_first(options); e;
+         e = qdict_next(options, e)) {
+        g_autoptr(GString) json = qobject_to_json(qdict_entry_value(e));
+
+        g_ptr_array_add(words, g_strdup_printf(" %s=%s", qdict_entry_key(e),
+                                               json->str));
+    }
+    g_ptr_array_sort(words, (GCompareFunc)qemu_pstrcmp0);
+    for (int i = 0; i < words->len; i++) {
+        g_string_append(text, words->pdata[i]);
+    }
+}
+
+static void add_node(GPtrArray *things, BlockDriverState *bs)
+{
+    GString *text = g_string_new(bs->drv ? bs->drv->format_name : "");
+    BdrvChild *child;
+
+    g_string_append_printf(text, " flags=0x%x detect-zeroes=%d backing=%s",
+                           bs->open_flags & (BDRV_O_RDWR | BDRV_O_CACHE_MASK |
+                                             BDRV_O_UNMAP |
+                                             BDRV_O_AUTO_RDONLY),
+                           bs->detect_zeroes, bs->backing_file);
+    append_options(text, bs->explicit_options);
+    QLIST_FOREACH(child, &bs->children, next) {
+        g_string_append_printf(text, " %s->%s", child->name,
+                               child->bs->node_name);
+    }
+    add(things, KIND_NODE, g_strdup(bs->node_name),
+        g_string_free(text, false));
+    add(things, KIND_THRESHOLD, g_strdup(bs->node_name),
+        g_strdup_printf("%" PRIu64, bdrv_write_threshold_get(bs)));
+}
+
+static char *throttle_text(ThrottleGroupMember *tgm)
+{
+    GString *text = g_string_new("");
+    ThrottleConfig cfg;
+
+    if (tgm->throttle_state) {
+        throttle_group_get_config(tgm, &cfg);
+        g_string_append_printf(text, "%s %" PRIu64,
+                               throttle_group_get_name(tgm), cfg.op_size);
+        for (int i = 0; i < BUCKETS_COUNT; i++) {
+            g_string_append_printf(text, " %" PRIu64 "/%" PRIu64 "/%" PRIu64,
+                                   cfg.buckets[i].avg, cfg.buckets[i].max,
+                                   cfg.buckets[i].burst_length);
+        }
+    }
+    return g_string_free(text, false);
+}
+
+static void add_drive(GPtrArray *things, BlockBackend *blk)
+{
+    g_autofree char *device = blk_get_attached_dev_id(blk);
+    const char *name = blk_name(blk)[0] ? blk_name(blk) : device;
+    ThrottleGroupMember *tgm =
+        &blk_get_public(blk)->throttle_group_member;
+    BlockDriverState *bs = blk_bs(blk);
+
+    if (!name[0]) {
+        /* A job's or an export's */
+        return;
+    }
+    if (blk_name(blk)[0]) {
+        add(things, KIND_DRIVE, g_strdup(name), g_strdup(device));
+    }
+    add(things, KIND_MEDIUM, g_strdup(name),
+        g_strdup(bs ? bs->node_name : ""));
+    add(things, KIND_THROTTLE, g_strdup(name), throttle_text(tgm));
+}
+
+static void add_throttle_group(GPtrArray *things, Object *obj)
+{
+    add(things, KIND_THROTTLE,
+        g_strdup(object_get_canonical_path_component(obj)),
+        qobject_text(object_property_get_qobject(obj, "limits", NULL)));
+}
+
+static int add_if_throttle_group(Object *obj, void *things)
+{
+    if (object_dynamic_cast(obj, TYPE_THROTTLE_GROUP)) {
+        add_throttle_group(things, obj);
+    }
+    return 0;
+}
+
+static void add_fdsets(GPtrArray *things)
+{
+    FdsetInfoList *sets = qmp_query_fdsets(NULL);
+
+    for (FdsetInfoList *e = sets; e; e = e->next) {
+        add(things, KIND_FDSET, g_strdup_printf("%" PRId64, e->value->fdset_id),
+            g_strdup(""));
+    }
+    qapi_free_FdsetInfoList(sets);
+}
+
+static GPtrArray *find_things(void)
+{
+    GPtrArray *things = g_ptr_array_new_with_free_func(thing_free);
+
+    object_child_foreach(qdev_get_machine(), add_device, things);
+    object_child_foreach(object_get_objects_root(), add_object, things);
+    object_child_foreach(object_get_objects_root(), add_if_throttle_group,
+                         things);
+    object_child_foreach(get_chardevs_root(), add_chardev, things);
+    add_netdevs(things);
+    for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
+         bs = bdrv_next_all_states(bs)) {
+        add_node(things, bs);
+    }
+    for (BlockBackend *blk = blk_all_next(NULL); blk;
+         blk = blk_all_next(blk)) {
+        add_drive(things, blk);
+    }
+    add_fdsets(things);
+    g_ptr_array_sort(things, thing_sort);
+    return things;
+}
+
+static const Thing *thing_find(GPtrArray *things, const Thing *thing)
+{
+    for (int i = 0; i < things->len; i++) {
+        if (!thing_compare(things->pdata[i], thing)) {
+            return things->pdata[i];
+        }
+    }
+    return NULL;
+}
+
+/* What commands have made before x-exit-preconfig is not the command line's */
+static bool is_from_preconfig(GPtrArray *before, const Thing *thing)
+{
+    MachineClass *mc = MACHINE_GET_CLASS(qdev_get_machine());
+
+    switch (thing->kind) {
+    case KIND_OBJECT:
+        /* The machine's own memory is made only now */
+        return g_strcmp0(thing->name, mc->default_ram_id) &&
+               !thing_find(before, thing);
+    case KIND_NETDEV:
+    case KIND_NODE:
+        return !thing_find(before, thing);
+    default:
+        return false;
+    }
+}
+
+static void note_after_preconfig(Notifier *notifier, void *data)
+{
+    GPtrArray *before = at_start;
+
+    at_start = find_things();
+    for (int i = at_start->len - 1; i >= 0; i--) {
+        if (is_from_preconfig(before, at_start->pdata[i])) {
+            g_ptr_array_remove_index(at_start, i);
+        }
+    }
+    g_ptr_array_unref(before);
+}
+
+void exec_upgrade_configuration_note(void)
+{
+    static Notifier machine_done = { .notify = note_after_preconfig };
+
+    if (at_start) {
+        g_ptr_array_unref(at_start);
+    }
+    at_start = find_things();
+    if (!phase_check(PHASE_MACHINE_READY)) {
+        qemu_add_machine_init_done_notifier(&machine_done);
+    }
+}
+
+void exec_upgrade_numa_changed(void)
+{
+    numa_changed = true;
+}
+
+/*
+ * What is different
+ */
+
+static void thing_blocker(strList **blockers, const Thing *thing,
+                          const char *what)
+{
+    exec_upgrade_add_blocker(blockers, "%s '%s' was %s after start",
+                             kinds[thing->kind].name, thing->name, what);
+}
+
+static void compare_things(GPtrArray *before, GPtrArray *now,
+                           strList **blockers)
+{
+    int i = 0, j = 0;
+
+    while (i < before->len || j < now->len) {
+        const Thing *old = i < before->len ? before->pdata[i] : NULL;
+        const Thing *new = j < now->len ? now->pdata[j] : NULL;
+        int order = !old ? 1 : !new ? -1 : thing_compare(old, new);
+
+        if (order < 0) {
+            if (!kinds[old->kind].property && !kinds[old->kind].may_vanish) {
+                thing_blocker(blockers, old, "removed");
+            }
+            i++;
+        } else if (order > 0) {
+            if (!kinds[new->kind].property) {
+                thing_blocker(blockers, new, "added");
+            }
+            j++;
+        } else {
+            if (strcmp(old->description, new->description)) {
+                thing_blocker(blockers, new, "changed");
+            }
+            i++;
+            j++;
+        }
+    }
+}
+
+/*
+ * What else the new process could not build again
+ */
+
+static void file_blocker(strList **blockers, const char *path,
+                         const char *what)
+{
+    if (path && path[0] && faccessat(exec_upgrade_process_cwd(), path, R_OK,
+                                     AT_EACCESS) < 0) {
+        exec_upgrade_add_blocker(blockers, "%s '%s' can't be read any more: "
+                                 "%s", what, path, strerror(errno));
+    }
+}
+
+static int secret_blocker(Object *obj, void *blockers)
+{
+    if (object_dynamic_cast(obj, "secret")) {
+        g_autofree char *path = object_property_get_str(obj, "file", NULL);
+        g_autofree char *what = g_strdup_printf("the file of secret '%s'",
+            object_get_canonical_path_component(obj));
+
+        file_blocker(blockers, path, what);
+    }
+    return 0;
+}
+
+static void configuration_check(strList **blockers)
+{
+    g_autoptr(GPtrArray) now = find_things();
+    MachineState *machine = MACHINE(qdev_get_machine());
+    Object *gdb;
+
+    if (!at_start) {
+        exec_upgrade_add_blocker(blockers, "the machine is not complete yet");
+        return;
+    }
+    compare_things(at_start, now, blockers);
+
+    file_blocker(blockers, machine->kernel_filename, "the kernel");
+    file_blocker(blockers, machine->initrd_filename, "the initrd");
+    file_blocker(blockers, machine->dtb, "the device tree");
+    object_child_foreach(object_get_objects_root(), secret_blocker, blockers);
+
+    if (numa_changed) {
+        exec_upgrade_add_blocker(blockers, "NUMA nodes were set by "
+                                 "set-numa-node");
+    }
+    if (replay_mode != REPLAY_MODE_NONE) {
+        exec_upgrade_add_blocker(blockers, "record/replay is on");
+    }
+    gdb = object_resolve_path_component(get_chardevs_root(), "gdb");
+    if (gdb && CHARDEV(gdb)->be_open) {
+        exec_upgrade_add_blocker(blockers, "a debugger is connected to the "
+                                 "gdb stub");
+    }
+}
+
+/*
+ * What commands have set, and commands can set again
+ */
+
+static strList *enabled_capabilities(void)
+{
+    MigrationCapabilityStatusList *caps =
+        qmp_query_migrate_capabilities(&error_abort);
+    strList *names = NULL;
+
+    for (MigrationCapabilityStatusList *e = caps; e; e = e->next) {
+        if (e->value->state) {
+            QAPI_LIST_PREPEND(names, g_strdup(MigrationCapability_str(
+                                                  e->value->capability)));
+        }
+    }
+    qapi_free_MigrationCapabilityStatusList(caps);
+    return names;
+}
+
+static QObject *migration_parameters(void)
+{
+    MigrationParameters *params = qmp_query_migrate_parameters(&error_abort);
+    QObject *obj = NULL;
+    Visitor *v = qobject_output_visitor_new(&obj);
+
+    visit_type_MigrationParameters(v, NULL, &params, &error_abort);
+    visit_complete(v, &obj);
+    visit_free(v);
+    qapi_free_MigrationParameters(params);
+    return obj;
+}
+
+static bool configuration_save(ExecUpgradeHandoff *h, Error **errp)
+{
+    ExecUpgradeSettings *s = g_new0(ExecUpgradeSettings, 1);
+
+    s->migration_capabilities = enabled_capabilities();
+    s->migration_parameters = migration_parameters();
+    h->settings = s;
+    return true;
+}
+
+static bool has_string(const strList *list, const char *string)
+{
+    while (list && strcmp(list->value, string)) {
+        list = list->next;
+    }
+    return list;
+}
+
+static void set_capabilities(const strList *enabled, Error **errp)
+{
+    MigrationCapabilityStatusList *caps =
+        qmp_query_migrate_capabilities(&error_abort);
+
+    for (MigrationCapabilityStatusList *e = caps; e; e = e->next) {
+        e->value->state = has_string(enabled, MigrationCapability_str(
+                                                  e->value->capability));
+    }
+    qmp_migrate_set_capabilities(caps, errp);
+    qapi_free_MigrationCapabilityStatusList(caps);
+}
+
+/* Parameters that are as they were are left alone, whether valid or not */
+static void set_parameters(QObject *want, Error **errp)
+{
+    QDict *is = qobject_to(QDict, migration_parameters());
+    QDict *set = qdict_clone_shallow(qobject_to(QDict, want));
+    MigrateSetParameters *params = NULL;
+    Visitor *v;
+
+    for (const QDictEntry *e = qdict_first(is); e; e = qdict_next(is, e)) {
+        if (qobject_is_equal(qdict_get(set, qdict_entry_key(e)),
+                             qdict_entry_value(e))) {
+            qdict_del(set, qdict_entry_key(e));
+        }
+    }
+    v = qobject_input_visitor_new(QOBJECT(set));
+    if (visit_type_MigrateSetParameters(v, NULL, &params, errp)) {
+        qmp_migrate_set_parameters(params, errp);
+    }
+    visit_free(v);
+    qapi_free_MigrateSetParameters(params);
+    qobject_unref(set);
+    qobject_unref(is);
+}
+
+/* Not in load: while incoming, some are checked against this host */
+static void configuration_commit(const ExecUpgradeHandoff *h)
+{
+    Error *err = NULL;
+
+    set_capabilities(h->settings->migration_capabilities, &err);
+    if (err) {
+        warn_report_err(err);
+        err = NULL;
+    }
+    set_parameters(h->settings->migration_parameters, &err);
+    if (err) {
+        warn_report_err(err);
+    }
+}
+
+const ExecUpgradeStage exec_upgrade_stage_configuration = {
+    .name = "configuration",
+    .check = configuration_check,
+    .save = configuration_save,
+    .commit = configuration_commit,
+};

@@ -1,0 +1,96 @@
+/*
+ * Exec-upgrade: carry the state of CPUs and devices
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "io/channel-file.h"
+#include "migration/qemu-file.h"
+#include "qapi/error.h"
+#include "internal.h"
+
+/* Open from save until undo; otherwise until execve(2) */
+static int state_fd = -1;
+
+static void device_state_check(strList **blockers)
+{
+    exec_upgrade_migration_check(blockers);
+    exec_upgrade_device_state_check(blockers);
+}
+
+/* qemu_fclose() closes the descriptor that it was given */
+static QEMUFile *open_state(int fd, bool writable)
+{
+    g_autoptr(QIOChannelFile) ioc = qio_channel_file_new_fd(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+
+    return writable ? qemu_file_new_output(QIO_CHANNEL(ioc))
+                    : qemu_file_new_input(QIO_CHANNEL(ioc));
+}
+
+static void device_state_undo(void)
+{
+    if (state_fd >= 0) {
+        close(state_fd);
+        state_fd = -1;
+    }
+}
+
+static bool device_state_save(ExecUpgradeHandoff *h, Error **errp)
+{
+    QEMUFile *f;
+    int ret;
+
+    state_fd = memfd_create("exec-upgrade-state",
+                            MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (state_fd < 0) {
+        error_setg_errno(errp, errno, "exec-upgrade: can't create memfd");
+        return false;
+    }
+    f = open_state(state_fd, true);
+    ret = exec_upgrade_device_state_save(f);
+    qemu_fclose(f);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "exec-upgrade: can't save device state");
+        device_state_undo();
+        return false;
+    }
+    if (!exec_upgrade_seal(state_fd, errp)) {
+        device_state_undo();
+        return false;
+    }
+    h->state = exec_upgrade_fd_carry(state_fd);
+    return true;
+}
+
+static bool device_state_load(const ExecUpgradeHandoff *h, Error **errp)
+{
+    int fd = exec_upgrade_fd_adopt(h->state, "the device state", errp);
+    QEMUFile *f;
+    int ret;
+
+    if (fd < 0 || !exec_upgrade_check_sealed(fd, "the device state", errp)) {
+        return false;
+    }
+    if (lseek(fd, 0, SEEK_SET) < 0) {
+        error_setg_errno(errp, errno, "exec-upgrade: can't read device state");
+        return false;
+    }
+    f = open_state(fd, false);
+    close(fd);
+    ret = exec_upgrade_device_state_load(f);
+    qemu_fclose(f);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "exec-upgrade: can't load device state");
+        return false;
+    }
+    return true;
+}
+
+const ExecUpgradeStage exec_upgrade_stage_device_state = {
+    .name = "device-state",
+    .check = device_state_check,
+    .save = device_state_save,
+    .undo = device_state_undo,
+    .load = device_state_load,
+};

@@ -1,0 +1,319 @@
+/*
+ * Exec-upgrade: what its own files share
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef EXEC_UPGRADE_INTERNAL_H
+#define EXEC_UPGRADE_INTERNAL_H
+
+#include "migration/exec-upgrade.h"
+#include "qapi/qapi-types-exec-upgrade.h"
+
+/* Format of the handoff that this QEMU writes, and the oldest that it reads */
+#define EXEC_UPGRADE_FORMAT     1
+#define EXEC_UPGRADE_FORMAT_MIN 1
+
+/* Environment variable with the number of the handoff's descriptor */
+#define EXEC_UPGRADE_ENV "QEMU_EXEC_UPGRADE_HANDOFF"
+
+/**
+ * ExecUpgradeStage: one thing that is carried across
+ *
+ * Any function may be NULL.  A table of these is walked forwards for check,
+ * save and load, and backwards for undo.
+ *
+ * @name: for traces and messages
+ * @check: guest running: append to @blockers why an upgrade is not possible.
+ *         Changes nothing.
+ * @save: guest paused: put what is carried into @h, whose members @h owns.
+ *        May prepare the thing for execve(2), if @undo takes it back.
+ * @undo: guest paused, the upgrade is given up: the reverse of @save.  Called
+ *        only if @save succeeded.
+ * @close: nothing more can fail but execve(2) itself: end connections that
+ *         can't be carried, and name them in @h->dropped.
+ * @load: new process, machine complete, nothing runs yet: bring the thing
+ *        into the state that @h describes.
+ * @commit: new process, everything is loaded and the images are active, the
+ *          guest runs: read from connections again.  Can't fail.
+ */
+typedef struct ExecUpgradeStage {
+    const char *name;
+    void (*check)(strList **blockers);
+    bool (*save)(ExecUpgradeHandoff *h, Error **errp);
+    void (*undo)(void);
+    void (*close)(ExecUpgradeHandoff *h);
+    bool (*load)(const ExecUpgradeHandoff *h, Error **errp);
+    void (*commit)(const ExecUpgradeHandoff *h);
+} ExecUpgradeStage;
+
+extern const ExecUpgradeStage *const exec_upgrade_stages[];
+
+/* One for each thing, each in a file of its own */
+extern const ExecUpgradeStage exec_upgrade_stage_process;
+extern const ExecUpgradeStage exec_upgrade_stage_ram;
+extern const ExecUpgradeStage exec_upgrade_stage_device_state;
+extern const ExecUpgradeStage exec_upgrade_stage_block;
+extern const ExecUpgradeStage exec_upgrade_stage_configuration;
+extern const ExecUpgradeStage exec_upgrade_stage_vmgenid;
+extern const ExecUpgradeStage exec_upgrade_stage_monitor_thread;
+extern const ExecUpgradeStage exec_upgrade_stage_monitor;
+extern const ExecUpgradeStage exec_upgrade_stage_chardev;
+extern const ExecUpgradeStage exec_upgrade_stage_qtest;
+extern const ExecUpgradeStage exec_upgrade_stage_net;
+extern const ExecUpgradeStage exec_upgrade_stage_vnc;
+extern const ExecUpgradeStage exec_upgrade_stage_spice;
+
+/* SPICE's part, set when its code is there */
+extern const ExecUpgradeStage *exec_upgrade_spice;
+
+/**
+ * exec_upgrade_drop: name a connection that is not carried
+ * @h: the handoff
+ * @fmt: printf format of what it is
+ */
+void exec_upgrade_drop(ExecUpgradeHandoff *h, const char *fmt, ...)
+    G_GNUC_PRINTF(2, 3);
+
+/**
+ * exec_upgrade_add_blocker: append a reason to a list of blockers
+ * @blockers: the list
+ * @fmt: printf format of one sentence without a full stop
+ */
+void exec_upgrade_add_blocker(strList **blockers, const char *fmt, ...)
+    G_GNUC_PRINTF(2, 3);
+
+/**
+ * exec_upgrade_handoff: what the previous process left
+ *
+ * Returns the handoff while this process is adopting it, NULL otherwise.
+ */
+const ExecUpgradeHandoff *exec_upgrade_handoff(void);
+
+/**
+ * exec_upgrade_handoff_read: read the handoff that a descriptor holds
+ * @fd: the descriptor; closed in any case
+ * @errp: error
+ *
+ * Returns the handoff, owned by the caller, or NULL.
+ */
+ExecUpgradeHandoff *exec_upgrade_handoff_read(int fd, Error **errp);
+
+/**
+ * exec_upgrade_handoff_write: write the handoff into a sealed memfd
+ * @h: the handoff
+ * @errp: error
+ *
+ * Returns the descriptor, without FD_CLOEXEC, owned by the caller, or -1.
+ */
+int exec_upgrade_handoff_write(ExecUpgradeHandoff *h, Error **errp);
+
+/**
+ * exec_upgrade_fd_carry: have a descriptor stay open across execve(2)
+ * @fd: the descriptor, which stays the caller's and must stay open
+ *
+ * FD_CLOEXEC is cleared just before execve(2), and set again should that
+ * fail.  Returns what to put into the handoff.
+ */
+ExecUpgradeFd *exec_upgrade_fd_carry(int fd);
+
+/**
+ * exec_upgrade_fd_adopt: take over a descriptor
+ * @efd: what the previous process wrote
+ * @what: what it is, for the error
+ * @errp: error
+ *
+ * Checks that the descriptor is the file that the previous process had, and
+ * gives it its FD_CLOEXEC back.  Returns the number, owned by the caller, or
+ * -1.  A descriptor that nobody adopts is closed at commit.
+ */
+int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
+                          Error **errp);
+
+/* For the sequence only: clear or restore FD_CLOEXEC on all that is carried */
+bool exec_upgrade_fds_inherit(Error **errp);
+void exec_upgrade_fds_restore(void);
+
+/**
+ * exec_upgrade_seal: forbid any change of a memfd
+ * @fd: the memfd
+ * @errp: error
+ */
+bool exec_upgrade_seal(int fd, Error **errp);
+
+/**
+ * exec_upgrade_check_sealed: check that nobody can change a memfd any more
+ */
+bool exec_upgrade_check_sealed(int fd, const char *what, Error **errp);
+
+/**
+ * exec_upgrade_binary_path: path of the file that this process was started
+ * from, or what now has its place
+ *
+ * Returns a string that the caller frees, or NULL with an error.
+ */
+char *exec_upgrade_binary_path(Error **errp);
+
+/**
+ * exec_upgrade_binary_open: open a QEMU binary, and check that it can take
+ * over this guest
+ * @path: its path
+ * @errp: error
+ *
+ * Returns a descriptor for execveat(2), with FD_CLOEXEC, or -1.
+ */
+int exec_upgrade_binary_open(const char *path, Error **errp);
+
+/* Name of the emulation target, "x86_64"; as found in the handoff note */
+extern const char exec_upgrade_target[];
+
+/**
+ * exec_upgrade_process_init: note the command line and working folder
+ * @argv: the command line, NULL-terminated
+ */
+void exec_upgrade_process_init(char **argv);
+
+/**
+ * exec_upgrade_process_adopt: take over what start-up needs first: working
+ * folder, pidfile, process name
+ * @h: the handoff
+ * @errp: error
+ */
+bool exec_upgrade_process_adopt(const ExecUpgradeHandoff *h, Error **errp);
+
+/* exec_upgrade_runstate: what the guest is doing */
+RunState exec_upgrade_runstate(void);
+
+/**
+ * exec_upgrade_process_cwd: the folder in which the command line was given,
+ * as a descriptor for openat(2) that stays the core's
+ */
+int exec_upgrade_process_cwd(void);
+
+/**
+ * exec_upgrade_runstate_request_pending: whether the main loop still has to
+ * act on a reset, shutdown, suspend, wakeup, powerdown, stop or debug request
+ */
+bool exec_upgrade_runstate_request_pending(void);
+
+/*
+ * Block nodes
+ */
+
+/**
+ * exec_upgrade_block_prepare: write caches out, so that the pause has little
+ * to flush
+ * @errp: error
+ *
+ * Guest running; lets it run if called from a coroutine.
+ */
+bool exec_upgrade_block_prepare(Error **errp);
+
+/**
+ * exec_upgrade_block_quiesce: wait until no request or bottom half is left
+ * @errp: error
+ */
+bool exec_upgrade_block_quiesce(Error **errp);
+
+/**
+ * exec_upgrade_block_inactivate: write metadata, give up images and locks
+ * @errp: error
+ */
+bool exec_upgrade_block_inactivate(Error **errp);
+
+/**
+ * exec_upgrade_block_reactivate: undo exec_upgrade_block_inactivate(), also
+ * one that failed half-way
+ * @errp: error
+ *
+ * If it fails, the guest must not run.
+ */
+bool exec_upgrade_block_reactivate(Error **errp);
+
+/**
+ * exec_upgrade_block_activate: new process: take all images over
+ * @errp: error
+ *
+ * Fails unless every image has been opened with the permissions and locks
+ * that its users need.
+ */
+bool exec_upgrade_block_activate(Error **errp);
+
+/**
+ * exec_upgrade_configuration_note: note the configuration as what the command
+ * line builds, to find what changed since
+ */
+void exec_upgrade_configuration_note(void);
+
+/* The arguments that this process was started with, NULL-terminated */
+char **exec_upgrade_argv(void);
+
+/* This QEMU's version as ExecUpgradeResult shows it; the caller frees it */
+char *exec_upgrade_version(void);
+
+/*
+ * Monitors
+ */
+
+/**
+ * exec_upgrade_monitor_hold: stop the thread that serves QMP monitors
+ *
+ * Until as many exec_upgrade_monitor_release(), nothing is read from or
+ * written to their connections but by the main thread.
+ */
+void exec_upgrade_monitor_hold(void);
+void exec_upgrade_monitor_release(void);
+
+/**
+ * exec_upgrade_monitor_ask: an HMP monitor's user asks for an upgrade
+ * @mon: the monitor, in one of its commands
+ *
+ * Returns when no QMP command is being executed, except one that @mon is a
+ * part of; or after a second, for the check to refuse.  Followed by exec_upgrade_monitor_ask_done() if the upgrade fails.
+ */
+void exec_upgrade_monitor_ask(Monitor *mon);
+void exec_upgrade_monitor_ask_done(Monitor *mon);
+
+/**
+ * exec_upgrade_monitor_reply: answer the client that asked for the upgrade
+ * @h: the handoff
+ * @result: what was done
+ *
+ * Once, in the new process, when the guest goes on.  Does nothing if the
+ * client has gone.
+ */
+void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
+                                ExecUpgradeResult *result);
+
+/**
+ * exec_upgrade_monitor_result_text: describe a result to a human
+ * @result: the result
+ *
+ * Returns lines of text, which the caller frees.
+ */
+char *exec_upgrade_monitor_result_text(const ExecUpgradeResult *result);
+
+/*
+ * RAM, in softmmu/physmem-exec-upgrade.c.inc
+ */
+void exec_upgrade_ram_check(strList **blockers);
+bool exec_upgrade_ram_save(ExecUpgradeHandoff *h, Error **errp);
+bool exec_upgrade_ram_load(const ExecUpgradeHandoff *h, Error **errp);
+
+/*
+ * Device state, in migration/savevm-exec-upgrade.c.inc and
+ * migration/migration-exec-upgrade.c.inc
+ */
+int exec_upgrade_device_state_save(QEMUFile *f);
+int exec_upgrade_device_state_load(QEMUFile *f);
+void exec_upgrade_device_state_check(strList **blockers);
+void exec_upgrade_migration_check(strList **blockers);
+
+/*
+ * qtest, in softmmu/qtest-exec-upgrade.c.inc
+ */
+void exec_upgrade_qtest_check(strList **blockers);
+bool exec_upgrade_qtest_save(ExecUpgradeHandoff *h, Error **errp);
+bool exec_upgrade_qtest_load(const ExecUpgradeHandoff *h, Error **errp);
+
+#endif

@@ -1,0 +1,41 @@
+/*
+ * Exec-upgrade: the stage table
+ *
+ * To carry one more thing, add a row.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "internal.h"
+
+/* Guest memory has to be in place before devices are loaded */
+static const ExecUpgradeStage stage_ram = {
+    .name = "ram",
+    .check = exec_upgrade_ram_check,
+    .save = exec_upgrade_ram_save,
+    .load = exec_upgrade_ram_load,
+};
+
+const ExecUpgradeStage *const exec_upgrade_stages[] = {
+    /* First: nothing moves while the others look */
+    &exec_upgrade_stage_monitor_thread,
+    &exec_upgrade_stage_process,
+    &stage_ram,
+    &exec_upgrade_stage_block,
+    &exec_upgrade_stage_configuration,
+    &exec_upgrade_stage_vmgenid,
+    /* Before devices: qtest's clock is theirs */
+    &exec_upgrade_stage_qtest,
+    &exec_upgrade_stage_chardev,
+    /* Before devices: completes what they sent */
+    &exec_upgrade_stage_net,
+    &exec_upgrade_stage_device_state,
+#ifdef CONFIG_VNC
+    &exec_upgrade_stage_vnc,
+#endif
+    &exec_upgrade_stage_spice,
+    /* Last: what the others say is still heard */
+    &exec_upgrade_stage_monitor,
+    NULL
+};

@@ -1,0 +1,38 @@
+/*
+ * Exec-upgrade: character devices of programs that can't be upgraded
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "chardev/char-exec-upgrade.h"
+#include "migration/exec-upgrade/internal.h"
+
+bool exec_upgrade_chardev_open(Chardev *chr, ChardevBackend *backend,
+                               bool *be_opened, Error **errp)
+{
+    return false;
+}
+
+const ExecUpgradeChardev *exec_upgrade_chardev_record(Chardev *chr)
+{
+    return NULL;
+}
+
+/* Never called: nothing is carried */
+
+void exec_upgrade_add_blocker(strList **blockers, const char *fmt, ...)
+{
+    g_assert_not_reached();
+}
+
+ExecUpgradeFd *exec_upgrade_fd_carry(int fd)
+{
+    g_assert_not_reached();
+}
+
+int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
+                          Error **errp)
+{
+    g_assert_not_reached();
+}

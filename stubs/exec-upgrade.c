@@ -1,0 +1,13 @@
+/*
+ * Exec-upgrade: for programs that can't be upgraded
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "migration/exec-upgrade.h"
+
+bool exec_upgrade_adopting(void)
+{
+    return false;
+}
