@@ -43,6 +43,7 @@ next_line:
         loop    1b
         mov     $'\n', %al
         call    put
+1:      loop    1b                      /* some time for QEMU's main loop */
 
         mov     first_letter, %bl
         call    next_letter
