@@ -65,7 +65,7 @@ def test_hundred_upgrades(make_vm, qemu_img):
     vm = make_vm(smp='2')
     qemu_img('create', '-f', 'qcow2', vm.dir / 'image', '8M')
     vm.args += [
-        *vm.monitor('second'),
+        '-name', 'leaks,debug-threads=on', *vm.monitor('second'),
         '-object', 'iothread,id=io',
         '-drive', f'if=none,id=d,format=qcow2,file={vm.dir}/image',
         '-device', 'virtio-blk-pci,drive=d,iothread=io',

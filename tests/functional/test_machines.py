@@ -3,6 +3,7 @@
 
 import os
 import re
+import shutil
 
 import pytest
 
@@ -62,10 +63,15 @@ def kvm_vm(make_vm, setup):
     def make(machine='pc', smp='1', args=()):
         vm = make_vm(machine=machine, accel='kvm', smp=smp, kernel=False,
                      memory='64')
+        shutil.copy(setup.image.boot_sector, vm.dir / 'boot')
+        # the firmware's AHCI driver does not get on with nested KVM
+        bus = 'ide.0'
+        if 'q35' in machine:
+            vm.args += ['-device', 'piix3-ide,id=piix']
+            bus = 'piix.0'
         vm.args += [
-            '-blockdev', 'driver=raw,node-name=boot,read-only=on,'
-            f'file.driver=file,file.filename={setup.image.boot_sector}',
-            '-device', 'virtio-blk-pci,drive=boot,bootindex=0',
+            '-drive', f'if=none,id=boot,format=raw,file={vm.dir}/boot',
+            '-device', f'ide-hd,drive=boot,bus={bus}',
             '-chardev', f'socket,id=rounds,path={vm.dir}/rounds,'
             'server=on,wait=off', '-device', 'isa-serial,chardev=rounds',
             *args]
