@@ -85,6 +85,25 @@ def test_migration_to_another_process(boot, make_vm, setup, capability):
     assert target.agent.ask('mem verify') == memory
 
 
+def test_migration_settings_stay(boot):
+    """libvirt sets capabilities once, when it starts a guest: carried, or
+    refused, never forgotten."""
+    vm = boot()
+    vm.qmp.execute('migrate-set-capabilities', capabilities=[
+        {'capability': name, 'state': True}
+        for name in ('events', 'auto-converge', 'x-ignore-shared')])
+    vm.qmp.execute('migrate-set-parameters', max_bandwidth=12345678)
+    if vm.blockers():
+        vm.refused('migrat')
+        return
+    before = vm.qmp.execute('query-migrate-capabilities'), \
+        vm.qmp.execute('query-migrate-parameters')
+    with guest_lives_on(vm):
+        vm.upgrade()
+    assert (vm.qmp.execute('query-migrate-capabilities'),
+            vm.qmp.execute('query-migrate-parameters')) == before
+
+
 def test_upgrade_after_migration_was_cancelled(boot, make_vm, setup):
     source = boot()
     target = make_vm(args=['-incoming', 'defer'], binary=setup.new).start()

@@ -71,11 +71,11 @@ def test_suspended(boot, setup, machine):
         vm.qmp.wait_event('WAKEUP')
         vm.agent.reply(ident)
         assert status(vm) == 'running'
-        # and it can be done again in the new process
-        ident = vm.agent.send('sh echo mem > /sys/power/state')
-        vm.qmp.wait_event('SUSPEND')
-        vm.qmp.execute('system_wakeup')
-        vm.agent.reply(ident)
+        if machine == 'pc':     # on q35 this guest can sleep only once
+            ident = vm.agent.send('sh echo mem > /sys/power/state')
+            vm.qmp.wait_event('SUSPEND')
+            vm.qmp.execute('system_wakeup')
+            vm.agent.reply(ident)
 
 
 @pytest.fixture

@@ -49,6 +49,9 @@ static void *clock_thread(void *arg)
     int fd = timerfd_create(CLOCK_MONOTONIC, TFD_CLOEXEC);
     uint64_t n;
 
+    first = last = now_ns(CLOCK_MONOTONIC);
+    first_tsc = last_tsc = __rdtsc();
+    offset = now_ns(CLOCK_REALTIME) - first;
     timerfd_settime(fd, 0, &its, NULL);
     while (__atomic_load_n(&running, __ATOMIC_RELAXED) &&
            read(fd, &n, sizeof(n)) == sizeof(n)) {
@@ -66,10 +69,8 @@ static void *clock_thread(void *arg)
 int clock_command(const char *args, FILE *out)
 {
     if (!strcmp(args, "start") && !running) {
-        first = last = now_ns(CLOCK_MONOTONIC);
-        first_tsc = last_tsc = __rdtsc();
-        offset = now_ns(CLOCK_REALTIME) - first;
-        max_gap = wall = 0;
+        first = last = max_gap = wall = 0;
+        first_tsc = last_tsc = 0;
         ticks = reads = burst = backwards = 0;
         running = true;
         pthread_create(&thread, NULL, clock_thread, NULL);

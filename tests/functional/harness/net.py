@@ -100,7 +100,7 @@ class Pinger(threading.Thread):
                 f'{len(self.sent)} pings, {len(self.answered)} answers'
             time.sleep(0.005)
 
-    def finish(self, patience=2):
+    def finish(self, patience=10):
         """Ends it; returns the times at which the pings without an answer
         were sent, except those before the first that has one: the guest's
         interface may not have been up."""
@@ -117,12 +117,17 @@ def check_losses(lost, upgrades, interval=0.01):
     """Pings may be lost only if they were sent while an upgrade was on the
     way, and no more than fit into its pause. @upgrades has (start, end,
     downtime in seconds)."""
+    all_lost = lost
     for start, end, downtime in upgrades:
         inside = [t for t in lost if start <= t <= end]
         assert len(inside) <= downtime / interval + 2, \
             f'{len(inside)} pings lost in {downtime} s'
         lost = [t for t in lost if t not in inside]
-    assert not lost, f'{len(lost)} pings lost outside of the upgrades'
+    first = upgrades[0][0]
+    assert not lost, (
+        f'{len(lost)} of {len(all_lost)} pings lost outside of the upgrades: '
+        f'at {[round(t - first, 3) for t in lost]}, upgrades at '
+        f'{[round(s - first, 3) for s, _, _ in upgrades]}')
 
 
 def timed_upgrade(vm, **kwargs):

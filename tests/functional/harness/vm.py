@@ -94,7 +94,7 @@ class VM:
         self.popen = popen or {}
 
         self.args = ['-nodefaults', '-display', 'none',
-                     '-machine', f'{machine},accel={accel}']
+                     '-machine', machine, '-accel', accel]
         if memory:
             self.args += ['-m', memory]
         if smp:
