@@ -58,6 +58,13 @@ bool exec_upgrade_enabled(void);
 bool exec_upgrade_skip_option(int index);
 
 /**
+ * exec_upgrade_keep_add_fd: keep the descriptor of an -add-fd open, for the
+ * next process to find it
+ * @fd: the descriptor; becomes ours
+ */
+void exec_upgrade_keep_add_fd(int fd);
+
+/**
  * exec_upgrade_defer_mlock: put off locking all memory until the guest runs
  *
  * Returns true if it is done later, since the time it takes grows with the
@@ -130,6 +137,11 @@ int exec_upgrade_image_fd(BlockDriverState *bs, const char **path,
  * permissions when they get one
  */
 void exec_upgrade_block_backends_enable(void);
+
+/**
+ * exec_upgrade_block_backends_busy: whether a request of a drive is in flight
+ */
+bool exec_upgrade_block_backends_busy(void);
 
 /**
  * exec_upgrade_block_backends_check: check that every drive has taken the

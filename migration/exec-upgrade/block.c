@@ -216,6 +216,95 @@ static void drives_load(const ExecUpgradeHandoff *h)
 }
 
 /*
+ * Generated node names, which have random digits in them
+ */
+
+typedef void NodeFunc(BlockDriverState *bs, const char *where, void *opaque);
+
+static bool has_generated_name(BlockDriverState *bs)
+{
+    return bs->node_name[0] == '#';
+}
+
+static void walk_node(BlockDriverState *bs, const char *where, NodeFunc *func,
+                      void *opaque)
+{
+    BdrvChild *child;
+
+    if (has_generated_name(bs)) {
+        func(bs, where, opaque);
+    }
+    QLIST_FOREACH(child, &bs->children, next) {
+        g_autofree char *below = g_strdup_printf("%s/%s", where, child->name);
+
+        walk_node(child->bs, below, func, opaque);
+    }
+}
+
+/* Calls @func for each way to a node that has a generated name */
+static void walk_nodes(NodeFunc *func, void *opaque)
+{
+    for (BlockBackend *blk = blk_all_next(NULL); blk;
+         blk = blk_all_next(blk)) {
+        g_autofree char *name = drive_name(blk);
+
+        if (name && blk_bs(blk)) {
+            g_autofree char *where = g_strdup_printf("drive %s", name);
+
+            walk_node(blk_bs(blk), where, func, opaque);
+        }
+    }
+    for (BlockDriverState *bs = bdrv_next_monitor_owned(NULL); bs;
+         bs = bdrv_next_monitor_owned(bs)) {
+        g_autofree char *where = g_strdup_printf("node %s", bs->node_name);
+
+        walk_node(bs, where, func, opaque);
+    }
+}
+
+static void node_name_save(BlockDriverState *bs, const char *where,
+                           void *opaque)
+{
+    ExecUpgradeHandoff *h = opaque;
+    ExecUpgradeNodeName *name = g_new0(ExecUpgradeNodeName, 1);
+
+    name->where = g_strdup(where);
+    name->name = g_strdup(bs->node_name);
+    QAPI_LIST_PREPEND(h->node_names, name);
+}
+
+/* A node's own name must not be another's new one: first all get out of it */
+static void node_name_clear(BlockDriverState *bs, const char *where,
+                            void *opaque)
+{
+    int *count = opaque;
+
+    snprintf(bs->node_name, sizeof(bs->node_name), "#adopted%d", ++*count);
+}
+
+static void node_name_load(BlockDriverState *bs, const char *where,
+                           void *opaque)
+{
+    const ExecUpgradeHandoff *h = opaque;
+
+    for (ExecUpgradeNodeNameList *e = h->node_names; e; e = e->next) {
+        if (!strcmp(e->value->where, where) &&
+            !bdrv_find_node(e->value->name)) {
+            pstrcpy(bs->node_name, sizeof(bs->node_name), e->value->name);
+        }
+    }
+}
+
+static bool block_load(const ExecUpgradeHandoff *h, Error **errp)
+{
+    int count = 0;
+
+    walk_nodes(node_name_clear, &count);
+    walk_nodes(node_name_load, (void *)h);
+    return true;
+}
+
+/*
  * Check
  */
 
@@ -310,6 +399,7 @@ static bool block_save(ExecUpgradeHandoff *h, Error **errp)
             return false;
         }
     }
+    walk_nodes(node_name_save, h);
     drives_save(h);
     return true;
 }
@@ -376,15 +466,18 @@ bool exec_upgrade_block_quiesce(Error **errp)
      * A device's bottom half is not part of its state: what it was going to
      * do would never be done.  It may in turn start requests.
      */
-    do {
-        bdrv_drain_all();
-        if (!aio_poll(qemu_get_aio_context(), false)) {
-            return true;
+    bdrv_drain_all();
+    while (aio_poll(qemu_get_aio_context(), false) ||
+           exec_upgrade_block_backends_busy()) {
+        if (g_get_monotonic_time() > deadline) {
+            error_setg(errp, "exec-upgrade: the devices do not come to rest");
+            return false;
         }
-    } while (g_get_monotonic_time() < deadline);
-
-    error_setg(errp, "exec-upgrade: the devices do not come to rest");
-    return false;
+        if (exec_upgrade_block_backends_busy()) {
+            bdrv_drain_all();
+        }
+    }
+    return true;
 }
 
 bool exec_upgrade_block_inactivate(Error **errp)
@@ -443,4 +536,5 @@ const ExecUpgradeStage exec_upgrade_stage_block = {
     .name = "block",
     .check = block_check,
     .save = block_save,
+    .load = block_load,
 };

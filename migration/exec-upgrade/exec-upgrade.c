@@ -205,6 +205,8 @@ static void resume_guest(RunState run_state)
 
 static void undo_stages(int count)
 {
+    /* A stage may close what it carried for the handoff only */
+    exec_upgrade_fds_restore();
     while (count-- > 0) {
         if (exec_upgrade_stages[count]->undo) {
             exec_upgrade_stages[count]->undo();
@@ -526,6 +528,7 @@ void exec_upgrade_machine_ready(void)
     int64_t start = now_us();
     Error *err = NULL;
 
+    exec_upgrade_process_ready();
     if (!h) {
         exec_upgrade_configuration_note();
         return;

@@ -61,6 +61,7 @@ extern const ExecUpgradeStage exec_upgrade_stage_monitor;
 extern const ExecUpgradeStage exec_upgrade_stage_chardev;
 extern const ExecUpgradeStage exec_upgrade_stage_qtest;
 extern const ExecUpgradeStage exec_upgrade_stage_net;
+extern const ExecUpgradeStage exec_upgrade_stage_vhost;
 extern const ExecUpgradeStage exec_upgrade_stage_vnc;
 extern const ExecUpgradeStage exec_upgrade_stage_spice;
 
@@ -172,6 +173,12 @@ extern const char exec_upgrade_target[];
  * @argv: the command line, NULL-terminated
  */
 void exec_upgrade_process_init(char **argv);
+
+/**
+ * exec_upgrade_process_ready: the machine is complete, and so is what decides
+ * whether exec-upgrade is on
+ */
+void exec_upgrade_process_ready(void);
 
 /**
  * exec_upgrade_process_adopt: take over what start-up needs first: working

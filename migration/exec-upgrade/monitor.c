@@ -53,6 +53,8 @@ static struct {
     GArray *memfds;
     /* Old process: HMP monitor whose user asked for the upgrade */
     Monitor *hmp_asker;
+    /* The same, as long as a QMP command has to end first */
+    Monitor *hmp_waiting;
 } monitors;
 
 /*
@@ -169,7 +171,8 @@ bool exec_upgrade_monitor_event(Monitor *mon, QEMUChrEvent event)
 
 static void monitor_check(strList **blockers)
 {
-    Monitor *mon = exec_upgrade_monitor_busy(monitors.hmp_asker ?:
+    Monitor *mon = monitors.hmp_waiting ?:
+                   exec_upgrade_monitor_busy(monitors.hmp_asker ?:
                                              monitor_cur());
     QObject *req;
 
@@ -213,11 +216,16 @@ void exec_upgrade_monitor_ask(Monitor *mon)
      * waits for what the main loop does: then monitor_check() refuses.
      */
     exec_upgrade_monitor_hold();
+    monitors.hmp_waiting = mon;
+    /* The dispatcher sets its own */
+    monitor_set_cur(qemu_coroutine_self(), NULL);
     while (exec_upgrade_qmp_dispatching(&other, &req) &&
            g_get_monotonic_time() < end) {
         aio_poll(qemu_get_aio_context(), false);
         aio_poll(iohandler_get_aio_context(), false);
     }
+    monitor_set_cur(qemu_coroutine_self(), mon);
+    monitors.hmp_waiting = NULL;
     monitors.hmp_asker = mon;
 }
 
@@ -330,8 +338,10 @@ static bool output_save(Monitor *mon, ExecUpgradeMonitor *m, Error **errp)
     if (!mon->outbuf->len) {
         return true;
     }
-    fd = qemu_memfd_create("exec-upgrade-output", 0, false, 0, 0, errp);
+    /* Only for the next process: there is no FD_CLOEXEC to be restored */
+    fd = memfd_create("exec-upgrade-output", 0);
     if (fd < 0) {
+        error_setg_errno(errp, errno, "can't create memfd");
         return false;
     }
     g_array_append_val(monitors.memfds, fd);

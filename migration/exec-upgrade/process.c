@@ -27,6 +27,8 @@ static struct {
     char **argv;
     /* Set of descriptors that the launcher left open for us */
     GHashTable *inherited;
+    /* Of -add-fd, until it is known whether exec-upgrade is on */
+    GArray *add_fds;
     /* Those that got FD_CLOEXEC in save, see process_save() */
     GArray *closed_on_exec;
     int cwd_fd;
@@ -328,6 +330,24 @@ static bool process_load(const ExecUpgradeHandoff *h, Error **errp)
     signals_to_set(p->signals, &set);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
     return true;
+}
+
+void exec_upgrade_keep_add_fd(int fd)
+{
+    if (!process.add_fds) {
+        process.add_fds = g_array_new(false, false, sizeof(int));
+    }
+    g_array_append_val(process.add_fds, fd);
+}
+
+void exec_upgrade_process_ready(void)
+{
+    /* As in a QEMU without exec-upgrade, which has made a copy */
+    for (guint i = 0; !process.enabled && process.add_fds &&
+         i < process.add_fds->len; i++) {
+        close(g_array_index(process.add_fds, int, i));
+    }
+    g_clear_pointer(&process.add_fds, g_array_unref);
 }
 
 bool exec_upgrade_defer_mlock(void)

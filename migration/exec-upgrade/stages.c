@@ -30,6 +30,7 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     &exec_upgrade_stage_chardev,
     /* Before devices: completes what they sent */
     &exec_upgrade_stage_net,
+    &exec_upgrade_stage_vhost,
     &exec_upgrade_stage_device_state,
 #ifdef CONFIG_VNC
     &exec_upgrade_stage_vnc,
