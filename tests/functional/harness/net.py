@@ -66,6 +66,7 @@ class Pinger(threading.Thread):
         self.send, self.receive, self.interval = send, receive, interval
         self.sent, self.answered = {}, {}       # number: time
         self.doubled = 0
+        self.first = -1
         self.running = True
         self.error = None
         self.start()
@@ -100,17 +101,31 @@ class Pinger(threading.Thread):
                 f'{len(self.sent)} pings, {len(self.answered)} answers'
             time.sleep(0.005)
 
+    def settle(self):
+        """Waits until the guest answers at once, as it does not while its
+        interface comes up; what was lost before does not count."""
+        deadline = time.monotonic() + TIMEOUT
+        while True:
+            last = len(self.sent)
+            wait = time.monotonic() + 1
+            while last not in self.answered and time.monotonic() < wait:
+                time.sleep(0.005)
+            if last in self.answered:
+                self.first = last
+                return
+            assert not self.error, self.error
+            assert time.monotonic() < deadline, 'the guest does not answer'
+
     def finish(self, patience=10):
         """Ends it; returns the times at which the pings without an answer
-        were sent, except those before the first that has one: the guest's
-        interface may not have been up."""
+        were sent."""
         self.end = time.monotonic() + patience
         self.running = False
         self.join()
         assert not self.error, self.error
         assert not self.doubled
         return [t for n, t in sorted(self.sent.items())
-                if n not in self.answered and n > min(self.answered)]
+                if n not in self.answered and n > self.first]
 
 
 def check_losses(lost, upgrades, interval=0.01):
