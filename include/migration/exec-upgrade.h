@@ -228,6 +228,25 @@ bool exec_upgrade_ram_adopted(MemoryRegion *mr);
 bool exec_upgrade_ram_is_scratch(RAMBlock *block);
 
 /**
+ * exec_upgrade_ram_size: size that a block of memory has to have
+ * @name: its idstr
+ * @size: what the file that fills it has, in bytes
+ *
+ * Returns the size of the carried block, or @size if there is none.  A guest
+ * keeps its firmware, whatever size the new version's has.
+ */
+uint64_t exec_upgrade_ram_size(const char *name, uint64_t size);
+
+/**
+ * exec_upgrade_pci_rom_size: size that an option ROM has to have
+ * @pdev: its device; gets romsize, if its ROM is carried
+ * @size: size of the file, in bytes
+ *
+ * Returns how much of the file is to be read.
+ */
+int64_t exec_upgrade_pci_rom_size(PCIDevice *pdev, int64_t size);
+
+/**
  * exec_upgrade_ram_share_private: whether a file may be mapped shared though
  * the user did not ask for it, since no other process can see it
  * @block: gets RAM_EXEC_UPGRADE if so

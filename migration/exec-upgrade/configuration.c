@@ -523,27 +523,6 @@ static bool configuration_save(ExecUpgradeHandoff *h, Error **errp)
     return true;
 }
 
-static bool has_string(const strList *list, const char *string)
-{
-    while (list && strcmp(list->value, string)) {
-        list = list->next;
-    }
-    return list;
-}
-
-static void set_capabilities(const strList *enabled, Error **errp)
-{
-    MigrationCapabilityStatusList *caps =
-        qmp_query_migrate_capabilities(&error_abort);
-
-    for (MigrationCapabilityStatusList *e = caps; e; e = e->next) {
-        e->value->state = has_string(enabled, MigrationCapability_str(
-                                                  e->value->capability));
-    }
-    qmp_migrate_set_capabilities(caps, errp);
-    qapi_free_MigrationCapabilityStatusList(caps);
-}
-
 /* Parameters that are as they were are left alone, whether valid or not */
 static void set_parameters(QObject *want, Error **errp)
 {
@@ -568,16 +547,18 @@ static void set_parameters(QObject *want, Error **errp)
     qobject_unref(is);
 }
 
+static bool configuration_load(const ExecUpgradeHandoff *h, Error **errp)
+{
+    exec_upgrade_set_migration_capabilities(
+        h->settings->migration_capabilities);
+    return true;
+}
+
 /* Not in load: while incoming, some are checked against this host */
 static void configuration_commit(const ExecUpgradeHandoff *h)
 {
     Error *err = NULL;
 
-    set_capabilities(h->settings->migration_capabilities, &err);
-    if (err) {
-        warn_report_err(err);
-        err = NULL;
-    }
     set_parameters(h->settings->migration_parameters, &err);
     if (err) {
         warn_report_err(err);
@@ -588,5 +569,6 @@ const ExecUpgradeStage exec_upgrade_stage_configuration = {
     .name = "configuration",
     .check = configuration_check,
     .save = configuration_save,
+    .load = configuration_load,
     .commit = configuration_commit,
 };

@@ -197,6 +197,22 @@ RunState exec_upgrade_runstate(void);
  */
 int exec_upgrade_process_cwd(void);
 
+/*
+ * What may wake the guest up: set when it writes to the power management's
+ * registers, and by no load of a device's state
+ */
+uint32_t exec_upgrade_wakeup_reasons(void);
+void exec_upgrade_set_wakeup_reasons(uint32_t reasons);
+
+/**
+ * exec_upgrade_set_migration_capabilities: set capabilities without a check
+ * @names: those that are on; all others are off
+ *
+ * They were valid in the previous process, and device state can only be
+ * loaded with the same.
+ */
+void exec_upgrade_set_migration_capabilities(const strList *names);
+
 /**
  * exec_upgrade_runstate_request_pending: whether the main loop still has to
  * act on a reset, shutdown, suspend, wakeup, powerdown, stop or debug request

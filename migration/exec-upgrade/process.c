@@ -277,6 +277,7 @@ static bool process_save(ExecUpgradeHandoff *h, Error **errp)
     p->shutdown = shutdown_action;
     p->panic = panic_action;
     p->watchdog = get_watchdog_action();
+    p->wakeup_reasons = exec_upgrade_wakeup_reasons();
     return true;
 }
 
@@ -326,6 +327,7 @@ static bool process_load(const ExecUpgradeHandoff *h, Error **errp)
     shutdown_action = p->shutdown;
     panic_action = p->panic;
     qmp_watchdog_set_action(p->watchdog, &error_abort);
+    exec_upgrade_set_wakeup_reasons(p->wakeup_reasons);
 
     signals_to_set(p->signals, &set);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
