@@ -22,7 +22,8 @@ static void device_state_check(strList **blockers)
 /* qemu_fclose() closes the descriptor that it was given */
 static QEMUFile *open_state(int fd, bool writable)
 {
-    g_autoptr(QIOChannelFile) ioc = qio_channel_file_new_fd(fcntl(fd, F_DUPFD_CLOEXEC, 0));
+    int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+    g_autoptr(QIOChannelFile) ioc = qio_channel_file_new_fd(copy);
 
     return writable ? qemu_file_new_output(QIO_CHANNEL(ioc))
                     : qemu_file_new_input(QIO_CHANNEL(ioc));

@@ -326,7 +326,18 @@ undo:
     exec_upgrade_fds_restore();
 }
 
-/* Bottom half in the main loop, outside of any coroutine */
+static void upgrade_bh(void *opaque);
+
+/*
+ * In the context that only the main loop itself polls: what another command
+ * is doing, and polls the other one for, would be lost with its stack.
+ */
+static void upgrade_schedule(ExecUpgradeRequest *req)
+{
+    aio_bh_schedule_oneshot(iohandler_get_aio_context(), upgrade_bh, req);
+}
+
+/* Outside of any coroutine */
 static void upgrade_bh(void *opaque)
 {
     ExecUpgradeRequest *req = opaque;
@@ -344,7 +355,7 @@ static void upgrade_bh(void *opaque)
         /* A reset, shutdown, …: it is the main loop's to act on */
         resume_guest(pause.run_state);
         if (++req->tries < QUIESCE_TRIES) {
-            aio_bh_schedule_oneshot(qemu_get_aio_context(), upgrade_bh, req);
+            upgrade_schedule(req);
             return;
         }
         error_setg(&req->err, "exec-upgrade: the guest keeps asking for a "
@@ -420,7 +431,7 @@ static void upgrade_or_fail(const char *binary, bool has_arguments,
         phase_end(&req.phases, "prepare", &start);
         if (qemu_in_coroutine()) {
             req.co = qemu_coroutine_self();
-            aio_bh_schedule_oneshot(qemu_get_aio_context(), upgrade_bh, &req);
+            upgrade_schedule(&req);
             qemu_coroutine_yield();
         } else {
             req.tries = QUIESCE_TRIES - 1;

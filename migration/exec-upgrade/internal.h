@@ -292,7 +292,8 @@ void exec_upgrade_monitor_release(void);
  * @mon: the monitor, in one of its commands
  *
  * Returns when no QMP command is being executed, except one that @mon is a
- * part of; or after a second, for the check to refuse.  Followed by exec_upgrade_monitor_ask_done() if the upgrade fails.
+ * part of; or after a second, for the check to refuse.  Followed by
+ * exec_upgrade_monitor_ask_done() if the upgrade fails.
  */
 void exec_upgrade_monitor_ask(Monitor *mon);
 void exec_upgrade_monitor_ask_done(Monitor *mon);

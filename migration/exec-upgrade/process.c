@@ -103,8 +103,22 @@ static void close_on_exec(int fd)
     }
 }
 
+/*
+ * A detached process is in /.  Images that were named by a relative path are
+ * opened again by it when they are inactivated, and when they are activated.
+ */
+static void leave_cwd(void)
+{
+    if (chdir("/") < 0) {
+        warn_report("exec-upgrade: can't change to /: %s", strerror(errno));
+    }
+}
+
 static void process_undo(void)
 {
+    if (is_daemonized()) {
+        leave_cwd();
+    }
     for (guint i = 0; i < process.closed_on_exec->len; i++) {
         fcntl(g_array_index(process.closed_on_exec, int, i), F_SETFD, 0);
     }
@@ -251,6 +265,12 @@ static bool process_save(ExecUpgradeHandoff *h, Error **errp)
     sigset_t set;
 
     h->process = p;
+    p->daemonized = is_daemonized();
+    if (p->daemonized && fchdir(process.cwd_fd) < 0) {
+        error_setg_errno(errp, errno, "exec-upgrade: can't change to the "
+                         "working folder");
+        return false;
+    }
     p->cwd = exec_upgrade_fd_carry(process.cwd_fd);
     pthread_sigmask(SIG_BLOCK, NULL, &set);
     p->signals = signals_from_set(&set);
@@ -264,7 +284,6 @@ static bool process_save(ExecUpgradeHandoff *h, Error **errp)
      */
     process.closed_on_exec = g_array_new(false, false, sizeof(int));
     foreach_inheritable(close_on_exec);
-    p->daemonized = is_daemonized();
     if (process.pidfile) {
         int pidfile_fd = find_pidfile_fd(process.pidfile);
 
@@ -286,9 +305,10 @@ bool exec_upgrade_process_adopt(const ExecUpgradeHandoff *h, Error **errp)
     const ExecUpgradeProcess *p = h->process;
     g_autofree char *name = g_path_get_basename(process.argv[0]);
     int cwd = exec_upgrade_fd_adopt(p->cwd, "the working folder", errp);
+    intList *e;
 
     g_hash_table_remove_all(process.inherited);
-    for (intList *e = p->inherited; e; e = e->next) {
+    for (e = p->inherited; e; e = e->next) {
         note_inherited(e->value);
     }
 
@@ -316,13 +336,6 @@ static bool process_load(const ExecUpgradeHandoff *h, Error **errp)
     const ExecUpgradeProcess *p = h->process;
     sigset_t set;
 
-    if (p->daemonized) {
-        os_set_daemonize(true);
-        if (chdir("/") < 0) {
-            error_setg_errno(errp, errno, "exec-upgrade: can't change to /");
-            return false;
-        }
-    }
     reboot_action = p->reboot;
     shutdown_action = p->shutdown;
     panic_action = p->panic;
@@ -368,6 +381,10 @@ static void process_commit(const ExecUpgradeHandoff *h)
 {
     QemuThread thread;
 
+    if (h->process->daemonized) {
+        os_set_daemonize(true);
+        leave_cwd();
+    }
     if (process.mlock) {
         /* Takes long, but takes turns with the guest's page faults */
         qemu_thread_create(&thread, "mlock", mlock_thread, NULL,
