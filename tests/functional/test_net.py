@@ -707,6 +707,31 @@ def test_refused_vhost(make_vm, ns):
     vm.refused("netdev 'n0'", 'vhost')
 
 
+def test_refused_vhost_user_device(make_vm, setup):
+    """A device whose queues another process serves is refused by name."""
+    build = os.path.dirname(os.path.realpath(setup.new))
+    daemon = f'{build}/storage-daemon/qemu-storage-daemon'
+    if not os.path.exists(daemon):
+        daemon = shutil.which('qemu-storage-daemon')
+    if not daemon:
+        pytest.skip('needs qemu-storage-daemon')
+    vm = make_vm(machine='pc,memory-backend=ram')
+    path = f'{vm.dir}/vhost'
+    server = subprocess.Popen(
+        [daemon, '--blockdev', 'null-co,node-name=n,size=1048576', '--export',
+         f'vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={path}'])
+    try:
+        wait_until(lambda: os.path.exists(path))
+        vm.args += ['-object', 'memory-backend-memfd,id=ram,size=192M,'
+                    'share=on', '-chardev', f'socket,id=c,path={path}',
+                    '-device', 'vhost-user-blk-pci,id=vub,chardev=c']
+        vm.boot()
+        vm.refused("device 'vub' (vhost-user-blk)")
+    finally:
+        server.kill()
+        server.wait()
+
+
 def test_failed_upgrade_changes_nothing(make_vm, ns):
     """Given up before the guest is touched, the network goes on."""
     vm = boot_on_bridge(tap_vm(
