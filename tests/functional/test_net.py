@@ -600,11 +600,17 @@ def user_vm(make_vm, options='', device=None):
     return vm
 
 
-def greet(vm, port):
-    """Connects to a forwarded port, where the guest says hello."""
-    with socket.create_connection(('127.0.0.1', port), 10) as sock:
-        sock.settimeout(10)
-        return sock.makefile().readline()
+def greet(port):
+    """Connects to a forwarded port, where the guest says a word; again
+    while it does not listen because it has just said it to another."""
+    def attempt():
+        with socket.create_connection(('127.0.0.1', port), 10) as sock:
+            sock.settimeout(10)
+            try:
+                return sock.makefile().readline()
+            except ConnectionResetError:
+                return ''
+    return wait_until(attempt)
 
 
 def forwarded_port(vm, guest_port):
@@ -625,7 +631,7 @@ def test_user_forwarding(make_vm):
                 '> /dev/null 2>&1 & sleep 0.2')
     vm.qmp.hmp('hostfwd_add n0 tcp:127.0.0.1:0-:7002')
     first, second = forwarded_port(vm, 7000), forwarded_port(vm, 7002)
-    assert greet(vm, first) == 'hello\n'
+    assert greet(first) == 'hello\n'
     sockets = listening(vm)
     for _ in range(2):
         wait_until(lambda: 'ESTABLISHED' not in vm.qmp.hmp('info usernet') and
@@ -636,8 +642,8 @@ def test_user_forwarding(make_vm):
                 if i in sockets} == sockets
         assert forwarded_port(vm, 7000) == first
         assert forwarded_port(vm, 7002) == second
-        assert greet(vm, first) == 'hello\n'
-        assert greet(vm, second) == 'there\n'
+        assert greet(first) == 'hello\n'
+        assert greet(second) == 'there\n'
     vm.qmp.hmp(f'hostfwd_remove n0 tcp:127.0.0.1:{first}')
     assert first not in listening_ports(vm)
 
