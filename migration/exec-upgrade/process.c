@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include "hw/boards.h"
 #include "qapi/error.h"
+#include "qapi/qapi-commands-misc.h"
 #include "qapi/qapi-commands-run-state.h"
 #include "qemu/error-report.h"
 #include "qemu/config-file.h"
@@ -173,8 +174,27 @@ static bool is_spawn_denied(void)
            !g_strcmp0(qemu_opt_get(opts, "spawn"), "deny");
 }
 
+/*
+ * QEMU leaves an image's locks on that descriptor of a set that it no longer
+ * uses, where they keep the new process from locking the other.
+ */
+static void fdset_blockers(strList **blockers)
+{
+    FdsetInfoList *sets = qmp_query_fdsets(NULL);
+
+    for (FdsetInfoList *e = sets; e; e = e->next) {
+        if (e->value->fds && e->value->fds->next) {
+            exec_upgrade_add_blocker(blockers, "descriptor set '%" PRId64
+                                     "' has more than one descriptor",
+                                     e->value->fdset_id);
+        }
+    }
+    qapi_free_FdsetInfoList(sets);
+}
+
 static void process_check(strList **blockers)
 {
+    fdset_blockers(blockers);
     if (process.chroot) {
         exec_upgrade_add_blocker(blockers, "-chroot: the new binary and the "
                                  "images can't be reached");

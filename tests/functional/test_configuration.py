@@ -172,7 +172,7 @@ def nbd_export(vm):
 
 def backup_job(vm):
     vm.qmp.execute('drive-backup', job_id='j7', device='d0', sync='full',
-                   target=str(vm.dir / 'backup'), speed=1)
+                   target=str(vm.dir / 'backup'), auto_finalize=False)
     yield "job 'j7' (backup) is"
 
 

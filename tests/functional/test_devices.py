@@ -186,7 +186,9 @@ def virtio_balloon(vm):
     vm.agent.wait_path('/sys/bus/virtio/drivers/virtio_balloon/virtio0')
     size = 176 << 20
     vm.qmp.execute('balloon', value=size)
-    wait_until(lambda: vm.qmp.execute('query-balloon')['actual'] == size)
+    # Sent once a second at most, so that the last one comes late
+    while vm.qmp.wait_event('BALLOON_CHANGE')['data']['actual'] != size:
+        pass
     yield
     assert vm.qmp.execute('query-balloon')['actual'] == size
     vm.qmp.execute('balloon', value=192 << 20)
