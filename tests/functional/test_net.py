@@ -680,7 +680,7 @@ def test_user_connections(make_vm):
         except ConnectionResetError:
             pass
     # the guest writes, so it hears of it at once
-    vm.agent.wait_path('/root/end')
+    wait_until(lambda: vm.agent.sh('cat /root/end; true') == 'ended\n')
     vm.agent.sh('killall nc; true')
     vm.agent.sh('echo again | nc -w 5 10.0.2.2 ' + str(port) +
                 ' > /dev/null 2>&1 & ')
