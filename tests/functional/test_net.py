@@ -75,9 +75,8 @@ def test_tap_ifname(make_vm, ns, machine, model):
 
 
 def test_tap_e1000e(make_vm, ns):
-    """As after any migration of this device, the guest's driver gets one
-    interrupt that makes it look at the link again (QEMU does not migrate
-    msi_causes_pending), and may lose packets until it has."""
+    """The guest's driver may look at the link again, as after a migration,
+    and lose packets until it has; but then all goes on."""
     vm = boot_on_bridge(tap_vm(
         make_vm, ns, 'tap,id=n0,ifname=tap0,script=no,downscript=no',
         ['-device', f'e1000e,netdev=n0,mac={GUEST_MAC}'], machine='q35'), ns)
