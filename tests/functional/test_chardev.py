@@ -945,6 +945,7 @@ def test_virtio_serial(make_vm):
     vm.qmp.expect_silence()
     checker = LineChecker(client)
     incoming = vm.connect('in')
+    wait_until(lambda: sorted(virtio_ports(vm))[1] == ('2', 'on', 'on'))
     incoming.sendall(lines(0, 500))
     upgrade(vm)
     incoming.sendall(lines(500, 1000))
