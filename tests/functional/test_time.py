@@ -43,8 +43,10 @@ def test_clocks(boot, smp):
     assert result['ticks'] >= (result['elapsed'] - result['max_gap']) \
         / (10 * MS) - 2
     assert abs(result['wall']) < 5 * MS
-    assert result['tsc'] / result['elapsed'] == pytest.approx(
-        undisturbed['tsc'] / undisturbed['elapsed'], rel=0.02)
+    # Clock and TSC are not read at once: one pause may come in between, but
+    # not all five
+    rate = undisturbed['tsc'] / undisturbed['elapsed']
+    assert abs(result['tsc'] / rate - result['elapsed']) < pause + SLACK
     vm.agent.check_log()
 
 
