@@ -12,8 +12,6 @@
 #include "qemu/osdep.h"
 #include <sys/syscall.h>
 #include "block/aio.h"
-#include "io/channel-file.h"
-#include "migration/qemu-file.h"
 #include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-exec-upgrade.h"

@@ -28,9 +28,6 @@
 /* Descriptors that the old process keeps open across execve(2): int */
 static GArray *carried;
 
-/* Numbers in the handoff that nobody has adopted yet: a set of int */
-static GHashTable *unclaimed;
-
 bool exec_upgrade_seal(int fd, Error **errp)
 {
     if (fcntl(fd, F_ADD_SEALS, HANDOFF_SEALS) < 0) {
@@ -119,9 +116,6 @@ int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
     }
     if (efd->cloexec) {
         qemu_set_cloexec(efd->number);
-    }
-    if (unclaimed) {
-        g_hash_table_remove(unclaimed, GINT_TO_POINTER(efd->number));
     }
     return efd->number;
 }

@@ -51,7 +51,6 @@ extern const ExecUpgradeStage *const exec_upgrade_stages[];
 
 /* One for each thing, each in a file of its own */
 extern const ExecUpgradeStage exec_upgrade_stage_process;
-extern const ExecUpgradeStage exec_upgrade_stage_ram;
 extern const ExecUpgradeStage exec_upgrade_stage_device_state;
 extern const ExecUpgradeStage exec_upgrade_stage_block;
 extern const ExecUpgradeStage exec_upgrade_stage_configuration;
@@ -126,7 +125,7 @@ ExecUpgradeFd *exec_upgrade_fd_carry(int fd);
  *
  * Checks that the descriptor is the file that the previous process had, and
  * gives it its FD_CLOEXEC back.  Returns the number, owned by the caller, or
- * -1.  A descriptor that nobody adopts is closed at commit.
+ * -1.
  */
 int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
                           Error **errp);
