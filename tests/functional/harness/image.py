@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GUEST = Path(__file__).resolve().parents[2] / 'guest'
+GUEST_AGENT = '/usr/sbin/qemu-ga'
 AGENT = 'agent.c', 'mem.c', 'disk.c', 'lines.c', 'clock.c'
 
 # With what they depend on. Which of them a guest loads, its devices decide.
@@ -34,6 +35,19 @@ class Image:
     fast_kernel: str    # the same unpacked: starts two seconds sooner
     initrd: str
     boot_sector: str
+
+    def initrd_with_guest_agent(self):
+        """@initrd with Debian's qemu-ga, built unless it is there."""
+        path = Path(self.initrd).with_name('initrd-guest-agent')
+        with open(path.with_name('lock'), 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                new = path.with_suffix('.new')
+                # the kernel unpacks one archive after the other
+                new.write_bytes(Path(self.initrd).read_bytes() +
+                                guest_agent_archive())
+                new.rename(path)
+        return str(path)
 
 
 def newest_kernel():
@@ -154,6 +168,30 @@ def build_initrd(out, version, agent):
     for name, content in modules(version):
         cpio.file(name, content, 0o644)
     out.write_bytes(cpio.finish())
+
+
+def libraries(program):
+    """Paths of the dynamic loader and all libraries that a program needs."""
+    text = subprocess.run(['ldd', program], check=True, text=True,
+                          capture_output=True).stdout
+    return re.findall(r'(/\S+) \(0x', text)
+
+
+def guest_agent_archive():
+    """qemu-ga, and what it runs when it is told to shut down."""
+    if not os.path.exists(GUEST_AGENT):
+        raise RuntimeError(f'no {GUEST_AGENT}; install qemu-guest-agent')
+    cpio = Cpio()
+    for path in GUEST_AGENT, *libraries(GUEST_AGENT):
+        cpio.file(path.lstrip('/'), Path(path).read_bytes())
+    cpio.dir('run')
+    cpio.dir('var')
+    cpio.link('var/run', '/run')
+    # qemu-ga says -P, -H or -r (qga/commands-posix.c, qmp_guest_shutdown)
+    cpio.file('sbin/shutdown', b'''#!/bin/sh
+case "$*" in *-r*) reboot -f ;; *) poweroff -f ;; esac
+''')
+    return cpio.finish()
 
 
 def image(cache):

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Fixtures; README.md says how to write a test."""
+
+import pytest
+
+from harness.options import add_options, read_setup
+
+from host import Host
+
+
+def pytest_addoption(parser):
+    add_options(parser)
+
+
+@pytest.fixture(scope='session')
+def setup(request):
+    return read_setup(request.config)
+
+
+@pytest.fixture(scope='module')
+def make_host(setup, request):
+    """Makes a host without daemons; all end with the module's tests."""
+    hosts = []
+
+    def make(*args, **kwargs):
+        hosts.append(Host(setup, *args, **kwargs))
+        return hosts[-1]
+
+    yield make
+    for host in hosts:
+        host.close()
