@@ -28,11 +28,12 @@ from init import FOLDERS
 # As a package should install it: alone in its folder, known by a link
 EMULATOR = '/usr/local/bin/qemu-system-x86_64'
 EMULATOR_FILE = '/usr/local/libexec/qemu/qemu-system-x86_64'
-CGROUPS = Path('/sys/fs/cgroup')
+# What is added to Debian's qemu.conf
+CONFIGURATION = 'seccomp_sandbox = 0\n'
 
 LIBVIRTD_CONF = '''
 host_uuid = "{uuid}"
-log_filters = "1:qemu.qemu_monitor 3:object 3:event 3:rpc"
+log_filters = "1:qemu.qemu_monitor 1:qemu.qemu_agent 3:object 3:event 3:rpc"
 log_outputs = "1:file:/var/log/libvirt/libvirtd.log"
 '''
 
