@@ -58,6 +58,14 @@ bool exec_upgrade_enabled(void);
 bool exec_upgrade_skip_option(int index);
 
 /**
+ * exec_upgrade_add_fd_adopted: whether what an -add-fd adds is already in its
+ * set, since the set is carried
+ * @fd: the descriptor
+ * @fdset_id: the set
+ */
+bool exec_upgrade_add_fd_adopted(int fd, int64_t fdset_id);
+
+/**
  * exec_upgrade_keep_add_fd: keep the descriptor of an -add-fd open, for the
  * next process to find it
  * @fd: the descriptor; becomes ours
@@ -110,6 +118,18 @@ void exec_upgrade_machine_class_init(ObjectClass *oc);
 int exec_upgrade_image_open(const char *path, int flags, Error **errp);
 
 /**
+ * exec_upgrade_image_leave: give up an image's locks with one of its
+ * descriptors
+ * @fd: the descriptor, which is about to be closed by qemu_close()
+ * @other: the one that the image uses
+ *
+ * Locks belong to what a descriptor is a duplicate of.  The member of a
+ * descriptor set stays open, and would go on to hold them, against our own
+ * next process or a later change of permissions here.
+ */
+void exec_upgrade_image_leave(int fd, int other);
+
+/**
  * exec_upgrade_image_check: whether a file is the one that the previous
  * process had open by a path, if there was a previous process
  * @path: the path
@@ -122,8 +142,7 @@ bool exec_upgrade_image_check(const char *path, const struct stat *st,
 /**
  * exec_upgrade_image_fd: the file that a block node has open
  * @bs: the block node
- * @path: set to the path by which it was opened, owned by @bs; NULL for a
- *        descriptor set
+ * @path: set to the path by which it was opened, owned by @bs
  * @writable: set to whether it is open for writing
  *
  * Returns the descriptor, which stays the node's, or -1 if the node is not a

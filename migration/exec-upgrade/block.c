@@ -49,17 +49,46 @@ static bool same_file(const struct stat *a, const struct stat *b)
            (a->st_mode & S_IFMT) == (b->st_mode & S_IFMT);
 }
 
+/* @path names a member of a descriptor set: sets @id */
+static bool is_fdset(const char *path, int64_t *id)
+{
+    return strstart(path, "/dev/fdset/", &path) &&
+           qemu_strtoi64(path, NULL, 10, id) == 0;
+}
+
+/*
+ * What is opened read-only until something writes to it is opened so twice:
+ * inactive, and when it is activated
+ */
+static char *fdset_problem(int64_t id, bool auto_read_only, bool writable)
+{
+    if ((auto_read_only || !writable) &&
+        !exec_upgrade_fdset_can_open(id, O_RDONLY)) {
+        return g_strdup_printf("can't be opened again: descriptor set '%"
+                               PRId64 "' has none for reading only", id);
+    }
+    if (writable && !exec_upgrade_fdset_can_open(id, O_RDWR)) {
+        return g_strdup_printf("can't be opened again: descriptor set '%"
+                               PRId64 "' has none for reading and writing",
+                               id);
+    }
+    return NULL;
+}
+
 /* Returns the reason why an image can't be opened again, or NULL */
-static char *image_problem(const char *path, int fd, bool writable)
+static char *image_problem(BlockDriverState *bs, const char *path, int fd,
+                           bool writable)
 {
     int cwd = exec_upgrade_process_cwd();
     struct stat opened, found;
+    int64_t fdset_id;
 
     if (fstat(fd, &opened) < 0) {
         return g_strdup_printf("can't be examined: %s", strerror(errno));
     }
-    if (!path) {
-        return NULL;
+    if (is_fdset(path, &fdset_id)) {
+        return fdset_problem(fdset_id, bs->open_flags & BDRV_O_AUTO_RDONLY,
+                             writable);
     }
     if (fstatat(cwd, path, &found, 0) < 0) {
         return g_strdup_printf("is not at '%s' any more: %s", path,
@@ -84,7 +113,7 @@ static void image_blockers(BlockDriverState *bs, strList **blockers)
     int fd = exec_upgrade_image_fd(bs, &path, &writable);
 
     if (fd >= 0) {
-        problem = image_problem(path, fd, writable);
+        problem = image_problem(bs, path, fd, writable);
     }
     if (problem) {
         exec_upgrade_add_blocker(blockers, "the image of block node '%s' %s",
@@ -118,15 +147,15 @@ static bool image_save(ExecUpgradeHandoff *h, BlockDriverState *bs,
         return true;
     }
     /* It may have been replaced since it was checked */
-    problem = image_problem(path, fd, writable);
+    problem = image_problem(bs, path, fd, writable);
     if (problem || fstat(fd, &st) < 0) {
         error_setg(errp, "exec-upgrade: the image of block node '%s' %s",
                    bs->node_name, problem ?: strerror(errno));
         return false;
     }
     /* A change of permissions opens it again by the second of these */
-    image_add(h, bs->node_name, path ?: bs->filename, &st);
-    if (path && strcmp(path, bs->filename)) {
+    image_add(h, bs->node_name, path, &st);
+    if (strcmp(path, bs->filename)) {
         image_add(h, bs->node_name, bs->filename, &st);
     }
     return true;

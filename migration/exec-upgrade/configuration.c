@@ -22,7 +22,6 @@
 #include "net/net.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
-#include "qapi/qapi-commands-misc.h"
 #include "qapi/qapi-visit-migration.h"
 #include "qapi/qmp/qdict.h"
 #include "qapi/qmp/qjson.h"
@@ -44,7 +43,6 @@ typedef enum Kind {
     KIND_NETDEV,
     KIND_NODE,
     KIND_DRIVE,
-    KIND_FDSET,
     /* Properties of something that is itself in the list */
     KIND_MEDIUM,
     KIND_THROTTLE,
@@ -54,8 +52,6 @@ typedef enum Kind {
 static const struct {
     const char *name;
     bool property;
-    /* A thing that is gone does no harm when it comes back */
-    bool may_vanish;
 } kinds[] = {
     [KIND_DEVICE]    = { "device" },
     [KIND_OBJECT]    = { "object" },
@@ -63,8 +59,6 @@ static const struct {
     [KIND_NETDEV]    = { "network backend" },
     [KIND_NODE]      = { "block node" },
     [KIND_DRIVE]     = { "drive" },
-    /* Descriptors that nobody used are closed with the last monitor */
-    [KIND_FDSET]     = { "descriptor set", .may_vanish = true },
     [KIND_MEDIUM]    = { "the medium of", .property = true },
     [KIND_THROTTLE]  = { "the throttling of", .property = true },
     [KIND_THRESHOLD] = { "the write threshold of block node",
@@ -289,17 +283,6 @@ static int add_if_throttle_group(Object *obj, void *things)
     return 0;
 }
 
-static void add_fdsets(GPtrArray *things)
-{
-    FdsetInfoList *sets = qmp_query_fdsets(NULL);
-
-    for (FdsetInfoList *e = sets; e; e = e->next) {
-        add(things, KIND_FDSET, g_strdup_printf("%" PRId64, e->value->fdset_id),
-            g_strdup(""));
-    }
-    qapi_free_FdsetInfoList(sets);
-}
-
 static GPtrArray *find_things(void)
 {
     GPtrArray *things = g_ptr_array_new_with_free_func(thing_free);
@@ -318,7 +301,6 @@ static GPtrArray *find_things(void)
          blk = blk_all_next(blk)) {
         add_drive(things, blk);
     }
-    add_fdsets(things);
     g_ptr_array_sort(things, thing_sort);
     return things;
 }
@@ -404,7 +386,7 @@ static void compare_things(GPtrArray *before, GPtrArray *now,
         int order = !old ? 1 : !new ? -1 : thing_compare(old, new);
 
         if (order < 0) {
-            if (!kinds[old->kind].property && !kinds[old->kind].may_vanish) {
+            if (!kinds[old->kind].property) {
                 thing_blocker(blockers, old, "removed");
             }
             i++;

@@ -219,6 +219,20 @@ void exec_upgrade_set_migration_capabilities(const strList *names);
 bool exec_upgrade_runstate_request_pending(void);
 
 /*
+ * Descriptor sets, in monitor/misc-exec-upgrade.c.inc
+ */
+ExecUpgradeFdsetList *exec_upgrade_fdsets_save(void);
+bool exec_upgrade_fdsets_load(const ExecUpgradeFdsetList *list, Error **errp);
+
+/**
+ * exec_upgrade_fdset_can_open: whether a descriptor set has a descriptor for
+ * an access mode
+ * @id: the set
+ * @mode: O_RDONLY, O_WRONLY or O_RDWR
+ */
+bool exec_upgrade_fdset_can_open(int64_t id, int mode);
+
+/*
  * Block nodes
  */
 

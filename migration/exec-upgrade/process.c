@@ -9,7 +9,6 @@
 #include <sys/prctl.h>
 #include "hw/boards.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-misc.h"
 #include "qapi/qapi-commands-run-state.h"
 #include "qemu/error-report.h"
 #include "qemu/config-file.h"
@@ -174,27 +173,8 @@ static bool is_spawn_denied(void)
            !g_strcmp0(qemu_opt_get(opts, "spawn"), "deny");
 }
 
-/*
- * QEMU leaves an image's locks on that descriptor of a set that it no longer
- * uses, where they keep the new process from locking the other.
- */
-static void fdset_blockers(strList **blockers)
-{
-    FdsetInfoList *sets = qmp_query_fdsets(NULL);
-
-    for (FdsetInfoList *e = sets; e; e = e->next) {
-        if (e->value->fds && e->value->fds->next) {
-            exec_upgrade_add_blocker(blockers, "descriptor set '%" PRId64
-                                     "' has more than one descriptor",
-                                     e->value->fdset_id);
-        }
-    }
-    qapi_free_FdsetInfoList(sets);
-}
-
 static void process_check(strList **blockers)
 {
-    fdset_blockers(blockers);
     if (process.chroot) {
         exec_upgrade_add_blocker(blockers, "-chroot: the new binary and the "
                                  "images can't be reached");
@@ -292,6 +272,7 @@ static bool process_save(ExecUpgradeHandoff *h, Error **errp)
         return false;
     }
     p->cwd = exec_upgrade_fd_carry(process.cwd_fd);
+    p->fdsets = exec_upgrade_fdsets_save();
     pthread_sigmask(SIG_BLOCK, NULL, &set);
     p->signals = signals_from_set(&set);
     g_hash_table_iter_init(&iter, process.inherited);
@@ -340,6 +321,9 @@ bool exec_upgrade_process_adopt(const ExecUpgradeHandoff *h, Error **errp)
     if (fchdir(cwd) < 0) {
         error_setg_errno(errp, errno, "exec-upgrade: can't change to the "
                          "working folder");
+        return false;
+    }
+    if (!exec_upgrade_fdsets_load(p->fdsets, errp)) {
         return false;
     }
     if (p->has_pidfile &&

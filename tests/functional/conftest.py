@@ -2,6 +2,7 @@
 """Options and fixtures; the package harness says how to write a test."""
 
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -36,6 +37,18 @@ def make_vm(setup, request):
 def boot(make_vm):
     """Makes a VM and waits until its guest is up."""
     return lambda *args, **kwargs: make_vm(*args, **kwargs).boot()
+
+
+@pytest.fixture
+def broken_binary(setup, tmp_path):
+    """One that passes every check, and that the kernel can't execute."""
+    loader = b'/lib64/ld-linux-x86-64.so.2\0'
+    data = Path(setup.new).read_bytes()
+    assert data.count(loader) == 1, 'not linked as expected'
+    path = tmp_path / 'broken'
+    path.write_bytes(data.replace(loader, loader.replace(b'2', b'X', 1)))
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture

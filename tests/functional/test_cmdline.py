@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.checks import check_disk, guest_lives_on, wait_disk_writes
+from harness.checks import check_disk, check_image_locked, \
+    guest_lives_on, wait_disk_writes, wait_until
+from harness.qmp import QMPError
 from harness.vm import DEFAULT, process_identity
 
 
@@ -232,21 +234,88 @@ def test_add_fd(make_vm):
             assert vm.agent.sh('md5sum /dev/vda') == digest
 
 
-def test_set_of_two_descriptors_is_refused(make_vm):
-    """What QEMU needs for an image that is written."""
+@pytest.fixture
+def fdset_vm(make_vm):
+    """A guest that writes to an image which QEMU knows by a descriptor set
+    only: it opens it for reading first, and for writing when the guest's
+    disk is there."""
     vm = make_vm()
-    fd = os.open(make_image(vm.dir / 'image'), os.O_RDWR)
-    other = os.open(vm.dir / 'image', os.O_RDONLY)
-    vm.popen['pass_fds'] = [fd, other]
-    vm.args += ['-add-fd', f'fd={fd},set=7', '-add-fd', f'fd={other},set=7',
+    writable = os.open(make_image(vm.dir / 'image'), os.O_RDWR)
+    readable = os.open(vm.dir / 'image', os.O_RDONLY)
+    vm.popen['pass_fds'] = [writable, readable]
+    vm.args += ['-add-fd', f'fd={writable},set=7,opaque=rw',
+                '-add-fd', f'fd={readable},set=7,opaque=ro',
                 '-drive', 'if=virtio,format=raw,file=/dev/fdset/7']
     vm.boot()
-    os.close(fd)
-    os.close(other)
+    os.close(writable)
+    os.close(readable)
     vm.agent.wait_path('/dev/vda')
     vm.agent.ask('disk start /dev/vda 4 8')
-    vm.refused("descriptor set '7' has more than one descriptor")
+    return vm
+
+
+def add_fd(vm, path, flags, **arguments):
+    """Sends a descriptor of a file; returns what add-fd returns."""
+    fd = os.open(path, flags)
+    result = vm.qmp.reply(vm.qmp.send_fds('add-fd', [fd], {
+        key.replace('_', '-'): value for key, value in arguments.items()}))
+    os.close(fd)
+    return result
+
+
+def test_set_of_two_descriptors(fdset_vm):
+    """One for reading and one for writing, and others that came later; the
+    image's locks lie on one of them at a time."""
+    vm = fdset_vm
+    # a newer one is chosen first when the image is opened again
+    add_fd(vm, vm.dir / 'image', os.O_RDWR, fdset_id=7, opaque='later')
+    add_fd(vm, make_image(vm.dir / 'other'), os.O_RDWR, fdset_id=3)
+    free = add_fd(vm, vm.dir / 'other', os.O_RDONLY, opaque='free')
+    before = vm.qmp.execute('query-fdsets')
+    numbers = descriptors(vm)
+    assert {e['fdset-id'] for e in before} == {7, 3, free['fdset-id']}
+    with guest_lives_on(vm):
+        for _ in range(3):
+            check_image_locked(vm, vm.dir / 'image')
+            vm.upgrade()
+            assert vm.qmp.execute('query-fdsets') == before
+            now = descriptors(vm)
+            for member in (m for e in before for m in e['fds']):
+                assert now[member['fd']] == numbers[member['fd']]
+            wait_disk_writes(vm)
+        check_image_locked(vm, vm.dir / 'image')
+        check_disk(vm)
+    # what is in the other sets can be used
+    for node, fdset in ('n3', 3), ('free', free['fdset-id']):
+        vm.qmp.execute('blockdev-add', driver='file', node_name=node,
+                       filename=f'/dev/fdset/{fdset}',
+                       read_only=fdset != 3)
+
+
+def test_set_with_half_of_its_descriptors(fdset_vm):
+    """QEMU itself gets on, but could not open the image again."""
+    vm = fdset_vm
+    (fdset,) = vm.qmp.execute('query-fdsets')
+    (readable,) = (m['fd'] for m in fdset['fds'] if m['opaque'] == 'ro')
+    vm.qmp.execute('remove-fd', fdset_id=7, fd=readable)
+    vm.refused("descriptor set '7' has none for reading only")
+    check_image_locked(vm, vm.dir / 'image')
     wait_disk_writes(vm)
+    check_disk(vm)
+
+
+def test_set_after_execve_failed(fdset_vm, broken_binary):
+    """The locks were given up, and are taken back."""
+    vm = fdset_vm
+    before = vm.qmp.execute('query-fdsets')
+    with pytest.raises(QMPError, match='execute'):
+        vm.qmp.execute('exec-upgrade', binary=str(broken_binary))
+    check_image_locked(vm, vm.dir / 'image')
+    wait_disk_writes(vm)
+    with guest_lives_on(vm):
+        vm.upgrade()
+    assert vm.qmp.execute('query-fdsets') == before
+    check_image_locked(vm, vm.dir / 'image')
     check_disk(vm)
 
 
@@ -254,9 +323,8 @@ def test_getfd_names(boot):
     """A descriptor sent with getfd is still there by its name."""
     vm = boot()
     ours, theirs = socket.socketpair()
-    data, ident = vm.qmp.encode('getfd', {'fdname': 'mine'})
-    socket.send_fds(vm.qmp.sock, [data], [theirs.fileno()])
-    vm.qmp.reply(ident)
+    vm.qmp.reply(vm.qmp.send_fds('getfd', [theirs.fileno()],
+                                 {'fdname': 'mine'}))
     theirs.close()
     if vm.blockers():
         vm.refused('mine')

@@ -3,6 +3,7 @@
 
 import hashlib
 import re
+import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +74,15 @@ def check_disk(vm, device='/dev/vda'):
     assert result['errors'] == 0 and result['failed'] == 0, result
     assert result['writes'] > 0
     return result
+
+
+def check_image_locked(vm, path, driver='raw'):
+    """A second QEMU can't have the image of a disk that a guest writes."""
+    second = subprocess.run(
+        [vm.setup.new, *vm.setup.extra_args, '-nodefaults', '-display',
+         'none', '-S', '-drive', f'if=virtio,format={driver},file={path}'],
+        text=True, stderr=subprocess.PIPE, check=False, timeout=TIMEOUT)
+    assert second.returncode and 'lock' in second.stderr, second.stderr
 
 
 def wait_disk_writes(vm, device='/dev/vda', more=20):

@@ -4,6 +4,7 @@ reply for each request, in QEMU's own order. (QEMU's own client, qemu.qmp, is
 used beside it, see VM.stock_qmp.)"""
 
 import json
+import socket
 import time
 
 from . import TIMEOUT
@@ -63,6 +64,12 @@ class QMP(LineSocket):
         """Sends a request, returns its id."""
         data, ident = self.encode(command, arguments, oob)
         self.send_bytes(data)
+        return ident
+
+    def send_fds(self, command, fds, arguments=None):
+        """Sends a request with descriptors, returns its id."""
+        data, ident = self.encode(command, arguments)
+        socket.send_fds(self.sock, [data], fds)
         return ident
 
     def reply(self, ident, timeout=TIMEOUT):
