@@ -214,6 +214,7 @@ static void drives_save(ExecUpgradeHandoff *h)
             drive->name = name;
             drive->write_cache = blk_enable_write_cache(blk);
             drive->io_status = blk_iostatus(blk);
+            drive->accounting = exec_upgrade_accounting_save(blk);
             QAPI_LIST_PREPEND(h->drives, drive);
         }
     }
@@ -223,6 +224,7 @@ static void drive_load(const ExecUpgradeDrive *drive, BlockBackend *blk)
 {
     /* The guest flushes only if it knows of a cache */
     blk_set_enable_write_cache(blk, drive->write_cache);
+    exec_upgrade_accounting_load(drive->accounting, blk);
     if (drive->io_status != BLOCK_DEVICE_IO_STATUS_OK &&
         blk_iostatus_is_enabled(blk)) {
         blk_iostatus_set_err(blk, drive->io_status ==
@@ -330,6 +332,7 @@ static bool block_load(const ExecUpgradeHandoff *h, Error **errp)
 
     walk_nodes(node_name_clear, &count);
     walk_nodes(node_name_load, (void *)h);
+    exec_upgrade_highest_writes_load(h);
     return true;
 }
 
@@ -430,6 +433,7 @@ static bool block_save(ExecUpgradeHandoff *h, Error **errp)
     }
     walk_nodes(node_name_save, h);
     drives_save(h);
+    exec_upgrade_highest_writes_save(h);
     return true;
 }
 

@@ -55,6 +55,7 @@ extern const ExecUpgradeStage exec_upgrade_stage_device_state;
 extern const ExecUpgradeStage exec_upgrade_stage_block;
 extern const ExecUpgradeStage exec_upgrade_stage_configuration;
 extern const ExecUpgradeStage exec_upgrade_stage_vmgenid;
+extern const ExecUpgradeStage exec_upgrade_stage_balloon;
 extern const ExecUpgradeStage exec_upgrade_stage_monitor_thread;
 extern const ExecUpgradeStage exec_upgrade_stage_monitor;
 extern const ExecUpgradeStage exec_upgrade_stage_chardev;
@@ -274,6 +275,16 @@ bool exec_upgrade_block_reactivate(Error **errp);
  * that its users need.
  */
 bool exec_upgrade_block_activate(Error **errp);
+
+/*
+ * Block accounting: what a drive has counted, and up to where a block node was
+ * written.  Nodes are found by their names.
+ */
+ExecUpgradeAccounting *exec_upgrade_accounting_save(BlockBackend *blk);
+void exec_upgrade_accounting_load(const ExecUpgradeAccounting *a,
+                                  BlockBackend *blk);
+void exec_upgrade_highest_writes_save(ExecUpgradeHandoff *h);
+void exec_upgrade_highest_writes_load(const ExecUpgradeHandoff *h);
 
 /**
  * exec_upgrade_configuration_note: note the configuration as what the command

@@ -32,6 +32,7 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     &exec_upgrade_stage_net,
     &exec_upgrade_stage_vhost,
     &exec_upgrade_stage_device_state,
+    &exec_upgrade_stage_balloon,
 #ifdef CONFIG_VNC
     &exec_upgrade_stage_vnc,
 #endif

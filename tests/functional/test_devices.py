@@ -189,8 +189,28 @@ def virtio_balloon(vm):
     # Sent once a second at most, so that the last one comes late
     while vm.qmp.wait_event('BALLOON_CHANGE')['data']['actual'] != size:
         pass
+    device = {'path': '/machine/peripheral/balloon'}
+    interval = {**device, 'property': 'guest-stats-polling-interval'}
+    vm.qmp.execute('qom-set', value=1, **interval)
+
+    def statistics():
+        return vm.qmp.execute('qom-get', property='guest-stats', **device)
+
+    wait_until(lambda: statistics()['last-update'])
+    # so that they come no more
+    vm.qmp.execute('qom-set', value=1 << 20, **interval)
+    before = statistics()
+    # what the kernel leaves, with or without what is in the balloon
+    assert 64 << 20 < before['stats']['stat-total-memory'] < 192 << 20
     yield
     assert vm.qmp.execute('query-balloon')['actual'] == size
+    assert vm.qmp.execute('qom-get', **interval) == 1 << 20
+    # as after any pause, QEMU has read again what the guest had sent last
+    after = statistics()
+    assert after['stats'] == before['stats']
+    assert after['last-update'] >= before['last-update']
+    vm.qmp.execute('qom-set', value=1, **interval)
+    wait_until(lambda: statistics()['last-update'] > after['last-update'])
     vm.qmp.execute('balloon', value=192 << 20)
     wait_until(lambda: vm.qmp.execute('query-balloon')['actual'] == 192 << 20)
 

@@ -49,3 +49,37 @@ def test_io_status(make_vm, errno, status):
     vm.upgrade()
     assert drive(vm)['io-status'] == status
     assert vm.qmp.execute('query-status')['status'] == 'io-error'
+
+
+def test_accounting(make_vm):
+    """What a manager has counted goes on from where it was."""
+    vm = make_vm()
+    (vm.dir / 'image').write_bytes(bytes(1 << 20))
+    vm.args += ['-drive', f'if=none,id=d,format=raw,file={vm.dir}/image',
+                '-device', 'virtio-blk-pci,id=disk,drive=d']
+    vm.boot()
+    vm.agent.wait_path('/dev/vda')
+    vm.qmp.execute('block-latency-histogram-set',
+                   id='/machine/peripheral/disk/virtio-backend',
+                   boundaries=[1000, 1000000])
+    vm.agent.sh('dd if=/dev/zero of=/dev/vda bs=4k count=8 seek=8 conv=fsync')
+
+    def counted():
+        stats, = vm.qmp.execute('query-blockstats')
+        del stats['stats']['idle_time_ns']
+        return stats
+
+    before = counted()
+    assert before['stats']['wr_bytes'] == 32768
+    assert before['stats']['rd_total_time_ns'] > 0
+    assert before['stats']['wr_highest_offset'] == 65536
+    assert before['parent']['stats']['wr_highest_offset'] == 65536
+    assert sum(before['stats']['wr_latency_histogram']['bins']) > 0
+    vm.qmp.execute('stop')      # or the guest might read meanwhile
+    before = counted()
+    for _ in range(2):
+        vm.upgrade()
+        assert counted() == before
+    vm.qmp.execute('cont')
+    vm.agent.sh('dd if=/dev/zero of=/dev/vda bs=4k count=1 conv=fsync')
+    assert counted()['stats']['wr_bytes'] == 36864
