@@ -578,6 +578,7 @@ void exec_upgrade_machine_ready(void)
             exec_upgrade_stages[i]->commit(h);
         }
     }
+    exec_upgrade_fds_close_rest(h);
     exec_upgrade_configuration_note();
     exec_upgrade_monitor_reply(h, result);
     qapi_event_send_exec_upgrade(EXEC_UPGRADE_STATUS_COMPLETED, true, result,

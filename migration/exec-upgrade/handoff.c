@@ -18,6 +18,7 @@
 #include "qemu/cutils.h"
 #include "qemu/units.h"
 #include "internal.h"
+#include "trace.h"
 
 /* A handoff has some hundred bytes for each device; more is no handoff */
 #define HANDOFF_SIZE_MAX (64 * MiB)
@@ -27,6 +28,9 @@
 
 /* Descriptors that the old process keeps open across execve(2): int */
 static GArray *carried;
+
+/* Numbers of those that the new process has taken over */
+static GHashTable *adopted;
 
 bool exec_upgrade_seal(int fd, Error **errp)
 {
@@ -117,7 +121,39 @@ int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
     if (efd->cloexec) {
         qemu_set_cloexec(efd->number);
     }
+    if (!adopted) {
+        adopted = g_hash_table_new(NULL, NULL);
+    }
+    g_hash_table_add(adopted, GINT_TO_POINTER(efd->number));
     return efd->number;
+}
+
+static bool is_inherited(const ExecUpgradeHandoff *h, int fd)
+{
+    intList *e;
+
+    for (e = h->process->inherited; e; e = e->next) {
+        if (e->value == fd) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void exec_upgrade_fds_close_rest(const ExecUpgradeHandoff *h)
+{
+    intList *e;
+
+    for (e = h->carried; e; e = e->next) {
+        int fd = e->value;
+
+        if (!g_hash_table_contains(adopted, GINT_TO_POINTER(fd)) &&
+            !is_inherited(h, fd)) {
+            trace_exec_upgrade_fd_close(fd);
+            close(fd);
+        }
+    }
+    g_clear_pointer(&adopted, g_hash_table_unref);
 }
 
 void exec_upgrade_drop(ExecUpgradeHandoff *h, const char *fmt, ...)
@@ -136,6 +172,9 @@ int exec_upgrade_handoff_write(ExecUpgradeHandoff *h, Error **errp)
     Visitor *v = qobject_output_visitor_new(&obj);
     int fd;
 
+    for (guint i = 0; carried && i < carried->len; i++) {
+        QAPI_LIST_PREPEND(h->carried, g_array_index(carried, int, i));
+    }
     visit_type_ExecUpgradeHandoff(v, NULL, &h, &error_abort);
     visit_complete(v, &obj);
     visit_free(v);

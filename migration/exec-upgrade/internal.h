@@ -131,6 +131,15 @@ ExecUpgradeFd *exec_upgrade_fd_carry(int fd);
 int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
                           Error **errp);
 
+/**
+ * exec_upgrade_fds_close_rest: close what was carried and not adopted
+ * @h: the handoff
+ *
+ * With other arguments than before, something may have no owner any more.
+ * What the launcher left open for us stays, as in any start.
+ */
+void exec_upgrade_fds_close_rest(const ExecUpgradeHandoff *h);
+
 /* For the sequence only: clear or restore FD_CLOEXEC on all that is carried */
 bool exec_upgrade_fds_inherit(Error **errp);
 void exec_upgrade_fds_restore(void);

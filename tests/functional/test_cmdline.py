@@ -429,6 +429,31 @@ def test_arguments(boot):
         assert vm.qmp.execute('query-name')['name'] == 'second'
 
 
+def test_descriptors_that_arguments_no_longer_name(make_vm):
+    """They are closed: the client learns that nobody serves it any more."""
+    vm = make_vm()
+    args = list(vm.args)
+    vm.args += ['-netdev', 'stream,id=n,server=on,addr.type=unix,'
+                f'addr.path={vm.dir}/n']
+    vm.boot()
+    client = vm.connect('n')
+    vm.qmp.wait_event('NETDEV_STREAM_CONNECTED')
+
+    def sockets():
+        return sum('socket' in name for name in descriptors(vm).values())
+
+    before = sockets()
+    vm.upgrade()
+    assert sockets() == before
+    vm.upgrade(arguments=args)
+    assert client.recv(1) == b''
+    client.close()
+    # the listening socket and the connection
+    assert sockets() == before - 2
+    vm.upgrade()
+    assert sockets() == before - 2
+
+
 def test_command_line_and_environment_stay(boot):
     vm = boot()
     before = command_line(vm)
