@@ -174,6 +174,7 @@ bool exec_upgrade_block_backends_check(Error **errp);
  */
 
 struct AHCIState;
+struct E1000Core;
 struct VmGenIdState;
 
 /**
@@ -185,6 +186,12 @@ struct VmGenIdState;
  * In a process that is not adopting, begins them at once.
  */
 void exec_upgrade_ahci_check_cmd(struct AHCIState *s, int port);
+
+/**
+ * exec_upgrade_e1000e_load: take over which interrupts the guest has had
+ * @core: the network card, its registers loaded
+ */
+void exec_upgrade_e1000e_load(struct E1000Core *core);
 
 /**
  * exec_upgrade_vmgenid_adopt: take over the GUID
