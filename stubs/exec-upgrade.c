@@ -11,3 +11,8 @@ bool exec_upgrade_adopting(void)
 {
     return false;
 }
+
+bool exec_upgrade_thread_retry(const char *name, int err)
+{
+    return false;
+}

@@ -73,6 +73,17 @@ bool exec_upgrade_add_fd_adopted(int fd, int64_t fdset_id);
 void exec_upgrade_keep_add_fd(int fd);
 
 /**
+ * exec_upgrade_thread_retry: whether to try again to create a thread
+ * @name: its name
+ * @err: what pthread_create(3) has returned
+ *
+ * Returns true, after a short wait, in a process that is adopting a guest and
+ * that has been refused a thread for want of memory or numbers: the host may
+ * have run short for a moment, and the guest would be lost.
+ */
+bool exec_upgrade_thread_retry(const char *name, int err);
+
+/**
  * exec_upgrade_defer_mlock: put off locking all memory until the guest runs
  *
  * Returns true if it is done later, since the time it takes grows with the

@@ -22,6 +22,10 @@
 #include "sysemu/watchdog.h"
 #include "internal.h"
 
+/* How long, and how often, a new process tries to create its threads */
+#define THREAD_PATIENCE_US (10 * G_USEC_PER_SEC)
+#define THREAD_RETRY_US    (10 * 1000)
+
 static struct {
     bool enabled;
     char **argv;
@@ -367,6 +371,24 @@ void exec_upgrade_process_ready(void)
         close(g_array_index(process.add_fds, int, i));
     }
     g_clear_pointer(&process.add_fds, g_array_unref);
+}
+
+bool exec_upgrade_thread_retry(const char *name, int err)
+{
+    static int64_t deadline;
+
+    /* The first thread is created before main(), and error_report() works */
+    if (err != EAGAIN ||
+        (!exec_upgrade_adopting() && !getenv(EXEC_UPGRADE_ENV))) {
+        return false;
+    }
+    if (!deadline) {
+        deadline = g_get_monotonic_time() + THREAD_PATIENCE_US;
+        fprintf(stderr, "qemu: exec-upgrade: can't create thread '%s': %s; "
+                "trying again\n", name, strerror(err));
+    }
+    g_usleep(THREAD_RETRY_US);
+    return g_get_monotonic_time() < deadline;
 }
 
 bool exec_upgrade_defer_mlock(void)

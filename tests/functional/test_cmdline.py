@@ -100,12 +100,14 @@ def test_started_paused_and_continued(make_vm):
     assert vm.qmp.execute('query-status')['status'] == 'running'
 
 
-@pytest.mark.parametrize('open_to_all', [True, False],
-                         ids=['all-files-open', 'image-closed'])
-def test_runas(make_vm, setup, open_to_all):
-    """Carried where every file can be opened again by that user."""
+@pytest.fixture
+def open_vm(make_vm, setup):
+    """A VM that the user nobody can start or upgrade."""
     if os.getuid():
         pytest.skip('needs root')
+    if subprocess.run(['test', '-x', setup.new], user='nobody',
+                      check=False).returncode:
+        pytest.skip('nobody has no right to execute the binaries here')
     vm = make_vm()
     os.chmod(vm.dir, 0o777)
     for path in setup.image.fast_kernel, setup.image.initrd:
@@ -113,10 +115,15 @@ def test_runas(make_vm, setup, open_to_all):
         vm.args[vm.args.index(path)] = str(vm.dir / Path(path).name)
     for path in vm.dir.iterdir():
         os.chmod(path, 0o644)
+    return vm
+
+
+@pytest.mark.parametrize('open_to_all', [True, False],
+                         ids=['all-files-open', 'image-closed'])
+def test_runas(open_vm, open_to_all):
+    """Carried where every file can be opened again by that user."""
+    vm = open_vm
     os.chmod(make_image(vm.dir / 'image'), 0o666 if open_to_all else 0o600)
-    if subprocess.run(['test', '-x', setup.new], user='nobody',
-                      check=False).returncode:
-        pytest.skip('nobody has no right to execute the binaries here')
     vm.args += ['-runas', 'nobody', '-drive',
                 f'if=virtio,format=raw,file={vm.dir}/image']
     vm.boot()
@@ -130,6 +137,25 @@ def test_runas(make_vm, setup, open_to_all):
         vm.upgrade()
     status = Path(f'/proc/{vm.pid}/status').read_text()
     assert f'Uid:\t{owner}\t{owner}\t{owner}\t{owner}' in status
+
+
+def test_host_short_of_threads(open_vm):
+    """The new process waits for its threads for a while."""
+    vm = open_vm
+    vm.args += ['-runas', 'nobody']
+    vm.boot()
+
+    def limit_threads(count):
+        subprocess.run(['prlimit', f'--pid={vm.pid}', f'--nproc={count}:'],
+                       user='nobody', group='nogroup', extra_groups=[],
+                       check=True)
+
+    limit_threads(1)
+    with guest_lives_on(vm):
+        ident = vm.qmp.send('exec-upgrade', {'binary': vm.setup.new})
+        wait_until(lambda: "can't create thread" in vm.stderr)
+        limit_threads(1000)
+        vm.qmp.reply(ident)
 
 
 def test_pidfile(make_vm):
