@@ -4,6 +4,7 @@ the launcher, and the arguments of exec-upgrade."""
 
 import fcntl
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -218,6 +219,22 @@ def test_config_file(make_vm):
     vm.agent.wait_path('/dev/vda')
     with guest_lives_on(vm):
         vm.upgrade()
+
+
+def test_mem_lock(make_vm):
+    """All memory is locked again, after the guest has gone on."""
+    vm = make_vm(args=['-overcommit', 'mem-lock=on'])
+    vm.boot()
+
+    def locked():
+        status = Path(f'/proc/{vm.pid}/status').read_text()
+        return int(re.search(r'VmLck:\s*(\d+) kB', status)[1])
+
+    assert locked() > 192 << 10
+    with guest_lives_on(vm):
+        for _ in range(2):
+            vm.upgrade()
+            wait_until(lambda: locked() > 192 << 10)
 
 
 # Descriptors from the launcher
