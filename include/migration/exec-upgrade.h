@@ -113,6 +113,36 @@ void exec_upgrade_machine_ready(void);
 void exec_upgrade_machine_class_init(ObjectClass *oc);
 
 /*
+ * Sandbox
+ */
+
+/**
+ * exec_upgrade_sandbox_init: restrict the process with Landlock, so that the
+ * filter of -sandbox spawn=deny can let an upgrade through
+ * @machine_opts: properties that the user gave to the machine
+ *
+ * Called when the command line is parsed, before threads are created and
+ * before parse_sandbox().
+ */
+void exec_upgrade_sandbox_init(const QDict *machine_opts);
+
+/**
+ * exec_upgrade_seccomp_opens: whether a rule of the filter is left out, since
+ * an upgrade needs what it denies
+ * @syscall: number of the system call that the rule denies
+ */
+bool exec_upgrade_seccomp_opens(int32_t syscall);
+
+/**
+ * exec_upgrade_seccomp_load: give a filter to the kernel, unless this process
+ * has the same one already
+ * @ctx: the filter, a scmp_filter_ctx
+ *
+ * Takes the place of seccomp_load(), and returns what that does.
+ */
+int exec_upgrade_seccomp_load(void *ctx);
+
+/*
  * Block nodes and images
  */
 

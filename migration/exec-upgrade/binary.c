@@ -7,6 +7,7 @@
 #include "qemu/osdep.h"
 #include "qapi/error.h"
 #include "qemu/units.h"
+#include "internal.h"
 #include "note.h"
 
 #include "elf.h"
@@ -69,31 +70,69 @@ static bool find_note(const char *notes, size_t size, ExecUpgradeNoteDesc *desc)
     return false;
 }
 
-static bool read_note(int fd, const Elf64_Ehdr *ehdr, ExecUpgradeNoteDesc *desc)
+/* The program headers, e_phnum of them, or NULL */
+static Elf64_Phdr *read_phdrs(int fd, const Elf64_Ehdr *ehdr)
 {
     g_autofree Elf64_Phdr *phdrs = NULL;
     size_t size = ehdr->e_phnum * sizeof(Elf64_Phdr);
 
     if (ehdr->e_phentsize != sizeof(Elf64_Phdr)) {
-        return false;
+        return NULL;
     }
     phdrs = g_malloc(size);
-    if (!read_at(fd, phdrs, size, ehdr->e_phoff)) {
-        return false;
-    }
-    for (int i = 0; i < ehdr->e_phnum; i++) {
-        g_autofree char *notes = NULL;
+    return read_at(fd, phdrs, size, ehdr->e_phoff) ? g_steal_pointer(&phdrs)
+                                                   : NULL;
+}
 
-        if (phdrs[i].p_type != PT_NOTE || phdrs[i].p_filesz > ELF_PART_MAX) {
-            continue;
-        }
-        notes = g_malloc(phdrs[i].p_filesz);
-        if (read_at(fd, notes, phdrs[i].p_filesz, phdrs[i].p_offset) &&
-            find_note(notes, phdrs[i].p_filesz, desc)) {
+/* What a segment has in the file, with a NUL added, or NULL */
+static char *read_segment(int fd, const Elf64_Phdr *phdr)
+{
+    g_autofree char *content = NULL;
+
+    if (phdr->p_filesz > ELF_PART_MAX) {
+        return NULL;
+    }
+    content = g_malloc(phdr->p_filesz + 1);
+    content[phdr->p_filesz] = '\0';
+    return read_at(fd, content, phdr->p_filesz, phdr->p_offset)
+           ? g_steal_pointer(&content) : NULL;
+}
+
+static bool read_note(int fd, const Elf64_Ehdr *ehdr, ExecUpgradeNoteDesc *desc)
+{
+    g_autofree Elf64_Phdr *phdrs = read_phdrs(fd, ehdr);
+
+    for (int i = 0; phdrs && i < ehdr->e_phnum; i++) {
+        g_autofree char *notes = phdrs[i].p_type == PT_NOTE ?
+                                 read_segment(fd, &phdrs[i]) : NULL;
+
+        if (notes && find_note(notes, phdrs[i].p_filesz, desc)) {
             return true;
         }
     }
     return false;
+}
+
+bool exec_upgrade_binary_has_note(int fd)
+{
+    ExecUpgradeNoteDesc desc;
+    Elf64_Ehdr ehdr;
+
+    return read_ehdr(fd, &ehdr) && read_note(fd, &ehdr, &desc);
+}
+
+char *exec_upgrade_binary_loader(int fd)
+{
+    g_autofree Elf64_Phdr *phdrs = NULL;
+    Elf64_Ehdr ehdr;
+
+    phdrs = read_ehdr(fd, &ehdr) ? read_phdrs(fd, &ehdr) : NULL;
+    for (int i = 0; phdrs && i < ehdr.e_phnum; i++) {
+        if (phdrs[i].p_type == PT_INTERP) {
+            return read_segment(fd, &phdrs[i]);
+        }
+    }
+    return NULL;
 }
 
 static bool check_binary(int fd, const char *path, Error **errp)
@@ -151,7 +190,7 @@ static bool check_binary(int fd, const char *path, Error **errp)
                    (int)sizeof(desc.target), desc.target, exec_upgrade_target);
         return false;
     }
-    return true;
+    return exec_upgrade_sandbox_check_binary(path, errp);
 }
 
 int exec_upgrade_binary_open(const char *path, Error **errp)

@@ -29,6 +29,7 @@
 #include "qapi/qobject-output-visitor.h"
 #include "qemu/cutils.h"
 #include "qemu/error-report.h"
+#include "qemu/thread-context.h"
 #include "qom/qom-qobject.h"
 #include "sysemu/block-backend.h"
 #include "sysemu/replay.h"
@@ -39,6 +40,7 @@
 typedef enum Kind {
     KIND_DEVICE,
     KIND_OBJECT,
+    KIND_THREAD_CONTEXT,
     KIND_CHARDEV,
     KIND_NETDEV,
     KIND_NODE,
@@ -52,9 +54,12 @@ typedef enum Kind {
 static const struct {
     const char *name;
     bool property;
+    bool may_vanish;
 } kinds[] = {
     [KIND_DEVICE]    = { "device" },
     [KIND_OBJECT]    = { "object" },
+    /* The new process deletes it, too */
+    [KIND_THREAD_CONTEXT] = { "thread context", .may_vanish = true },
     [KIND_CHARDEV]   = { "character device" },
     [KIND_NETDEV]    = { "network backend" },
     [KIND_NODE]      = { "block node" },
@@ -142,7 +147,8 @@ static int add_device(Object *obj, void *things)
 
 static int add_object(Object *obj, void *things)
 {
-    add(things, KIND_OBJECT,
+    add(things, object_dynamic_cast(obj, TYPE_THREAD_CONTEXT)
+                ? KIND_THREAD_CONTEXT : KIND_OBJECT,
         g_strdup(object_get_canonical_path_component(obj)),
         g_strdup(object_get_typename(obj)));
     return 0;
@@ -386,7 +392,7 @@ static void compare_things(GPtrArray *before, GPtrArray *now,
         int order = !old ? 1 : !new ? -1 : thing_compare(old, new);
 
         if (order < 0) {
-            if (!kinds[old->kind].property) {
+            if (!kinds[old->kind].property && !kinds[old->kind].may_vanish) {
                 thing_blocker(blockers, old, "removed");
             }
             i++;

@@ -8,6 +8,7 @@
 #include "io/channel-file.h"
 #include "migration/qemu-file.h"
 #include "qapi/error.h"
+#include "qemu/memfd-exec-upgrade.h"
 #include "internal.h"
 
 /* Open from save until undo; otherwise until execve(2) */
@@ -42,8 +43,8 @@ static bool device_state_save(ExecUpgradeHandoff *h, Error **errp)
     QEMUFile *f;
     int ret;
 
-    state_fd = memfd_create("exec-upgrade-state",
-                            MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    state_fd = exec_upgrade_memfd_create("exec-upgrade-state",
+                                         MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (state_fd < 0) {
         error_setg_errno(errp, errno, "exec-upgrade: can't create memfd");
         return false;

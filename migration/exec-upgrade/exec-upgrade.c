@@ -75,6 +75,16 @@ void exec_upgrade_add_blocker(strList **blockers, const char *fmt, ...)
     va_end(ap);
 }
 
+bool exec_upgrade_list_has(const strList *list, const char *value)
+{
+    for (; list; list = list->next) {
+        if (!strcmp(list->value, value)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void phase_add(ExecUpgradePhaseList **phases, const char *name,
                       int64_t duration)
 {

@@ -15,6 +15,7 @@
 #include "qapi/qobject-input-visitor.h"
 #include "qapi/qobject-output-visitor.h"
 #include "qemu/memfd.h"
+#include "qemu/memfd-exec-upgrade.h"
 #include "qemu/cutils.h"
 #include "qemu/units.h"
 #include "internal.h"
@@ -186,7 +187,7 @@ int exec_upgrade_handoff_write(ExecUpgradeHandoff *h, Error **errp)
                    "%" PRIu64, (size_t)json->len, (uint64_t)HANDOFF_SIZE_MAX);
         return -1;
     }
-    fd = memfd_create("exec-upgrade-handoff", MFD_ALLOW_SEALING);
+    fd = exec_upgrade_memfd_create("exec-upgrade-handoff", MFD_ALLOW_SEALING);
     if (fd < 0) {
         error_setg_errno(errp, errno, "exec-upgrade: can't create memfd");
         return -1;

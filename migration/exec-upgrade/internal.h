@@ -51,6 +51,8 @@ extern const ExecUpgradeStage *const exec_upgrade_stages[];
 
 /* One for each thing, each in a file of its own */
 extern const ExecUpgradeStage exec_upgrade_stage_process;
+extern const ExecUpgradeStage exec_upgrade_stage_sandbox;
+extern const ExecUpgradeStage exec_upgrade_stage_thread_context;
 extern const ExecUpgradeStage exec_upgrade_stage_device_state;
 extern const ExecUpgradeStage exec_upgrade_stage_block;
 extern const ExecUpgradeStage exec_upgrade_stage_configuration;
@@ -83,6 +85,9 @@ void exec_upgrade_drop(ExecUpgradeHandoff *h, const char *fmt, ...)
  */
 void exec_upgrade_add_blocker(strList **blockers, const char *fmt, ...)
     G_GNUC_PRINTF(2, 3);
+
+/* exec_upgrade_list_has: whether a list of strings has one that is @value */
+bool exec_upgrade_list_has(const strList *list, const char *value);
 
 /**
  * exec_upgrade_handoff: what the previous process left
@@ -173,6 +178,51 @@ char *exec_upgrade_binary_path(Error **errp);
  * Returns a descriptor for execveat(2), with FD_CLOEXEC, or -1.
  */
 int exec_upgrade_binary_open(const char *path, Error **errp);
+
+/**
+ * exec_upgrade_binary_has_note: whether a file is a QEMU with exec-upgrade
+ * @fd: the file, open for reading
+ */
+bool exec_upgrade_binary_has_note(int fd);
+
+/**
+ * exec_upgrade_binary_loader: path of the dynamic loader that a binary names
+ * @fd: the binary, open for reading
+ *
+ * Returns a string that the caller frees, or NULL if it is static.
+ */
+char *exec_upgrade_binary_loader(int fd);
+
+/*
+ * Sandbox
+ */
+
+/**
+ * exec_upgrade_sandbox_is_open: whether the filter of spawn=deny is to let an
+ * upgrade through
+ *
+ * If so, Landlock already limits what can be executed.
+ */
+bool exec_upgrade_sandbox_is_open(void);
+
+/**
+ * exec_upgrade_sandbox_has_filter: whether this process has a filter, from
+ * whichever QEMU it was before
+ * @hash: SHA-256 of the filter
+ */
+bool exec_upgrade_sandbox_has_filter(const char *hash);
+void exec_upgrade_sandbox_note_filter(const char *hash);
+
+/* exec_upgrade_sandbox_note_runas: the process will be another user's */
+void exec_upgrade_sandbox_note_runas(void);
+
+/**
+ * exec_upgrade_sandbox_check_binary: check that Landlock lets this process
+ * execute a file
+ * @path: its path
+ * @errp: error
+ */
+bool exec_upgrade_sandbox_check_binary(const char *path, Error **errp);
 
 /* Name of the emulation target, "x86_64"; as found in the handoff note */
 extern const char exec_upgrade_target[];

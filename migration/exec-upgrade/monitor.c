@@ -23,6 +23,7 @@
 #include "qapi/qmp/qstring.h"
 #include "qapi/qobject-output-visitor.h"
 #include "qemu/memfd.h"
+#include "qemu/memfd-exec-upgrade.h"
 #include "internal.h"
 
 /* How a client's request that upgrades through HMP is named in QMP */
@@ -339,7 +340,7 @@ static bool output_save(Monitor *mon, ExecUpgradeMonitor *m, Error **errp)
         return true;
     }
     /* Only for the next process: there is no FD_CLOEXEC to be restored */
-    fd = memfd_create("exec-upgrade-output", 0);
+    fd = exec_upgrade_memfd_create("exec-upgrade-output", 0);
     if (fd < 0) {
         error_setg_errno(errp, errno, "can't create memfd");
         return false;

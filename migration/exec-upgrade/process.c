@@ -157,24 +157,17 @@ bool exec_upgrade_skip_option(int index)
     case QEMU_OPTION_daemonize:
         process.daemonize = true;
         return exec_upgrade_adopting();
+    case QEMU_OPTION_runas:
+        exec_upgrade_sandbox_note_runas();
+        return exec_upgrade_adopting();
     case QEMU_OPTION_incoming:
     case QEMU_OPTION_loadvm:
     case QEMU_OPTION_S:
-    case QEMU_OPTION_runas:
     case QEMU_OPTION_preconfig:
         return exec_upgrade_adopting();
     default:
         return false;
     }
-}
-
-static bool is_spawn_denied(void)
-{
-    QemuOptsList *list = qemu_find_opts_err("sandbox", NULL);
-    QemuOpts *opts = list ? qemu_opts_find(list, NULL) : NULL;
-
-    return opts && qemu_opt_get_bool(opts, "enable", false) &&
-           !g_strcmp0(qemu_opt_get(opts, "spawn"), "deny");
 }
 
 static void process_check(strList **blockers)
@@ -190,10 +183,6 @@ static void process_check(strList **blockers)
     if (process.plugin) {
         exec_upgrade_add_blocker(blockers, "-plugin: what a plugin knows "
                                  "can't be carried");
-    }
-    if (is_spawn_denied()) {
-        exec_upgrade_add_blocker(blockers, "-sandbox spawn=deny: this process "
-                                 "may not execute anything");
     }
     if (kvm_enabled() && access("/dev/kvm", R_OK | W_OK) < 0) {
         exec_upgrade_add_blocker(blockers, "/dev/kvm can't be opened again: "

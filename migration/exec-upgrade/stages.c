@@ -21,6 +21,8 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     /* First: nothing moves while the others look */
     &exec_upgrade_stage_monitor_thread,
     &exec_upgrade_stage_process,
+    &exec_upgrade_stage_sandbox,
+    &exec_upgrade_stage_thread_context,
     &stage_ram,
     &exec_upgrade_stage_block,
     &exec_upgrade_stage_configuration,
