@@ -37,7 +37,8 @@ old-new:
 help:
 	@echo 'make                 build/old and build/new: $(OLD) and the newest release'
 	@echo 'make demo            a Linux guest lives through an upgrade from old to new'
-	@echo 'make check           everything: build, hooks, series, qtest, functional tests'
+	@echo 'make check           everything: build, hooks, series, qtest, functional tests,'
+	@echo '                     libvirt'
 	@echo "                     (TESTS='-k monitor' chooses functional tests)"
 	@echo 'make bench           measure downtime'
 	@echo 'make series          build/series/$(BASE).N: patches for that release, for git am'

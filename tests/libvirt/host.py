@@ -28,8 +28,6 @@ from init import FOLDERS
 # As a package should install it: alone in its folder, known by a link
 EMULATOR = '/usr/local/bin/qemu-system-x86_64'
 EMULATOR_FILE = '/usr/local/libexec/qemu/qemu-system-x86_64'
-# What is added to Debian's qemu.conf
-CONFIGURATION = 'seccomp_sandbox = 0\n'
 
 LIBVIRTD_CONF = '''
 host_uuid = "{uuid}"

@@ -6,6 +6,7 @@ them at work, serves all tests."""
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,7 @@ from harness.vm import process_identity
 
 from console import Console, Events
 from domain import Domain
-from host import CONFIGURATION, wait_for
+from host import wait_for
 
 
 def pairs(text):
@@ -123,7 +124,7 @@ class Upgrade:
 
 @pytest.fixture(scope='module')
 def host(make_host):
-    return make_host(configuration=CONFIGURATION).start()
+    return make_host().start()
 
 
 @pytest.fixture(scope='module')
@@ -152,6 +153,16 @@ def test_query_version(upgrade, domain):
     version = domain.qmp('query-version')['qemu']
     assert '{major}.{minor}.{micro} '.format(**version) in \
         upgrade.result['to'] + ' '
+
+
+def test_sandbox_stays(upgrade, domain):
+    """libvirt's default: the filter outlives the upgrade."""
+    proc = Path('/proc') / str(domain.pid)
+    words = (proc / 'cmdline').read_bytes().split(b'\0')
+    assert b'spawn=deny' in words[words.index(b'-sandbox') + 1]
+    status = (proc / 'status').read_text()
+    assert re.search(r'^Seccomp:\s*2$', status, re.M)
+    assert re.search(r'^NoNewPrivs:\s*1$', status, re.M)
 
 
 def test_guest_goes_on(upgrade, domain):
