@@ -19,7 +19,8 @@ BUILD_QEMU = maint/build --base=$(BASE)
 PAIR = --old build/old/qemu-system-x86_64 --new build/new/qemu-system-x86_64
 
 .NOTPARALLEL:
-.PHONY: help all old-new demo check check-hooks check-series bench series \
+.PHONY: help all old-new demo check check-hooks check-series check-sanitized \
+        bench series \
         deps clean distclean
 
 ifneq ($(RELEASE)$(SANITIZE),)
@@ -40,6 +41,7 @@ help:
 	@echo 'make check           everything: build, hooks, series, qtest, functional tests,'
 	@echo '                     libvirt'
 	@echo "                     (TESTS='-k monitor' chooses functional tests)"
+	@echo 'make check-sanitized functional tests with ASan and UBSan (hours)'
 	@echo 'make bench           measure downtime'
 	@echo 'make series          build/series/$(BASE).N: patches for that release, for git am'
 	@echo 'make check-hooks     overlay and hooks apply to every release'
@@ -59,6 +61,15 @@ demo: deps old-new
 check: deps old-new
 	@$(BUILD_QEMU) $(FIRST)
 	@$(PYTHON) maint/check.py $(TESTS)
+
+# Leaks of a process that ends with its guest are QEMU's own
+check-sanitized: deps
+	@$(BUILD_QEMU) --sanitize $(OLD) $(NEW)
+	@ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	 EXEC_UPGRADE_TEST_TIMEOUT=240 $(PYTHON) -m pytest -n auto \
+		--timeout=900 --old=build/$(OLD)-asan/qemu-system-x86_64 \
+		--new=build/$$(tail -n 1 build/releases)-asan/qemu-system-x86_64 \
+		tests/functional $(TESTS)
 
 bench: deps old-new
 	@$(PYTHON) tests/bench/downtime.py $(PAIR)

@@ -24,6 +24,9 @@ PR_SET_PDEATHSIG = 1
 DEFAULT = 'default'     # the binary that exec-upgrade chooses by itself
 # What clients see of the pause of a running guest, before EXEC_UPGRADE
 PAUSE_EVENTS = ['STOP', 'RESUME']
+# What a sanitized QEMU says of itself, now and then
+SANITIZER_NOTICES = ('WARNING: ASan', 'False positive error reports may follow',
+                     'For details see https://github.com/google/sanitizers')
 
 
 @dataclass
@@ -277,7 +280,8 @@ class VM:
         query = qmp.execute('query-exec-upgrade')
         assert query['last'] == result and query['enabled']
         new = [line for line in self.stderr[len(stderr):].splitlines()
-               if line not in stderr and not any(n in line for n in noise)]
+               if line not in stderr and not any(
+                   n in line for n in (*noise, *SANITIZER_NOTICES))]
         assert not new, 'new lines on stderr:\n' + '\n'.join(new)
         return result
 
