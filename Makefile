@@ -59,7 +59,7 @@ demo: deps old-new
 	@$(PYTHON) tests/demo.py $(PAIR)
 
 check: deps old-new
-	@$(BUILD_QEMU) $(FIRST)
+	@$(BUILD_QEMU) --compile-only $(FIRST)
 	@$(PYTHON) maint/check.py $(TESTS)
 
 # Leaks of a process that ends with its guest are QEMU's own
