@@ -38,9 +38,18 @@ int64_t now_ns(int clock)
 
 int open_port(const char *path)
 {
+    struct timespec ts = { .tv_nsec = 10000000 };
     struct termios tio;
-    int fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+    int fd;
 
+    /* Linux makes a virtio port's node a moment before it can find the port */
+    for (int i = 0; i < 1000; i++) {
+        fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+        if (fd >= 0 || errno != ENXIO) {
+            break;
+        }
+        nanosleep(&ts, NULL);
+    }
     if (fd >= 0 && tcgetattr(fd, &tio) == 0) {
         cfmakeraw(&tio);
         cfsetspeed(&tio, B115200);

@@ -12,6 +12,7 @@
  * on the number. The first has number 0.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -110,6 +111,7 @@ static struct stream *find(const char *path, bool writes)
     while (s && (strcmp(s->path, path) || s->writes != writes)) {
         s = s->next;
     }
+    errno = s ? 0 : ENOENT;
     return s;
 }
 
@@ -147,6 +149,7 @@ int lines_command(const char *args, FILE *out)
     sscanf(args, "%15s %63s %ld", verb, path, &pause_us);
     s = strcmp(verb, "start") ? find(path, true) : start(path, true, pause_us);
     if (!s) {
+        fprintf(out, "%s: %s", path, strerror(errno));
         return -1;
     }
     if (!strcmp(verb, "stop") && s->running) {
@@ -165,6 +168,7 @@ int reader_command(const char *args, FILE *out)
     sscanf(args, "%15s %63s", verb, path);
     s = strcmp(verb, "start") ? find(path, false) : start(path, false, 0);
     if (!s) {
+        fprintf(out, "%s: %s", path, strerror(errno));
         return -1;
     }
     fprintf(out, "lines=%lu errors=%lu",

@@ -40,7 +40,9 @@ def look(domain):
         'vncdisplay': domain.virsh('vncdisplay'),
         'ttyconsole': domain.virsh('ttyconsole'),
         'domblklist': domain.virsh('domblklist', '--details'),
-        'domblkinfo': domain.virsh('domblkinfo', 'vda'),
+        'domblkinfo': {k: v for k, v in
+                       pairs(domain.virsh('domblkinfo', 'vda')).items()
+                       if k == 'Capacity'},     # the rest grows by writing
         'domiflist': domain.virsh('domiflist'),
         'domjobinfo': domain.virsh('domjobinfo'),
         'domcontrol': domain.virsh('domcontrol'),

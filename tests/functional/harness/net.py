@@ -40,18 +40,18 @@ def checksum(data):
     return ~total & 0xffff
 
 
-def echo_request(number, size=32):
+def echo_request(number, identifier=0, size=32):
     """ICMP, RFC 792: type 8; the number is in the data as well."""
     data = struct.pack('!I', number) + bytes(size - 4)
-    head = struct.pack('!BBHHH', 8, 0, 0, os.getpid() & 0xffff,
-                       number & 0xffff)
+    head = struct.pack('!BBHHH', 8, 0, 0, identifier, number & 0xffff)
     sum_ = checksum(head + data)
     return head[:2] + struct.pack('!H', sum_) + head[4:] + data
 
 
-def echo_reply_number(packet):
-    """The number in an ICMP echo reply, else None."""
-    if len(packet) < 12 or packet[0] != 0:
+def echo_reply_number(packet, identifier=0):
+    """The number in an ICMP echo reply with that identifier, else None."""
+    if len(packet) < 12 or packet[0] != 0 or \
+            struct.unpack_from('!H', packet, 4)[0] != identifier:
         return None
     return struct.unpack_from('!I', packet, 8)[0]
 
@@ -64,6 +64,8 @@ class Pinger(threading.Thread):
     def __init__(self, send, receive, interval=0.01):
         super().__init__(daemon=True)
         self.send, self.receive, self.interval = send, receive, interval
+        # What another has asked for can come to the same socket
+        self.identifier = next(numbers) & 0xffff
         self.sent, self.answered = {}, {}       # number: time
         self.doubled = 0
         self.first = -1
@@ -78,10 +80,11 @@ class Pinger(threading.Thread):
                 now = time.monotonic()
                 if self.running and now >= due:
                     self.sent[number] = now
-                    self.send(echo_request(number))
+                    self.send(echo_request(number, self.identifier))
                     number, due = number + 1, now + self.interval
                 packet = self.receive(max(due - now, 0.001))
-                got = None if packet is None else echo_reply_number(packet)
+                got = None if packet is None else \
+                    echo_reply_number(packet, self.identifier)
                 if got is not None:
                     self.doubled += got in self.answered
                     self.answered[got] = time.monotonic()
