@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Fixtures; README.md says how to write a test."""
 
+import contextlib
+
 import pytest
 
 from harness.options import add_options, read_setup
@@ -18,14 +20,12 @@ def setup(request):
 
 
 @pytest.fixture(scope='module')
-def make_host(setup, request):
+def make_host(setup):
     """Makes a host without daemons; all end with the module's tests."""
-    hosts = []
+    with contextlib.ExitStack() as hosts:
+        def make(*args, **kwargs):
+            host = Host(setup, *args, **kwargs)
+            hosts.callback(host.close)
+            return host
 
-    def make(*args, **kwargs):
-        hosts.append(Host(setup, *args, **kwargs))
-        return hosts[-1]
-
-    yield make
-    for host in hosts:
-        host.close()
+        yield make

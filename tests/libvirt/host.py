@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A host for libvirt's daemons: namespaces of its own for mounts, processes,
 network, cgroups and name, with its own /etc/libvirt, /run, /var/lib/libvirt.
-All processes in it end with it, also if the test is killed; several run side
-by side. What is in its folders can be seen from outside in host.path(...).
+Nothing of it is left when it ends, also if the test is killed: see keeper.py.
+Several run side by side. What is in its folders can be seen from outside in host.path(...).
 """
 
 import contextlib
@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -29,6 +28,8 @@ from init import FOLDERS
 EMULATOR = '/usr/local/bin/qemu-system-x86_64'
 EMULATOR_FILE = '/usr/local/libexec/qemu/qemu-system-x86_64'
 
+KEEPER = Path(__file__).with_name('keeper.py')
+
 LIBVIRTD_CONF = '''
 host_uuid = "{uuid}"
 log_filters = "1:qemu.qemu_monitor 1:qemu.qemu_agent 3:object 3:event 3:rpc"
@@ -45,12 +46,10 @@ def wait_for(condition, what, timeout=TIMEOUT):
     return result
 
 
-def cgroup_hierarchies():
-    """Folders of the hierarchies that this host has mounted."""
-    for text in Path('/proc/self/mounts').read_text().splitlines():
-        _, path, kind, *_ = text.split()
-        if kind in ('cgroup', 'cgroup2'):
-            yield Path(path)
+def only_child(pid):
+    """The process id of a process's child."""
+    child, = Path(f'/proc/{pid}/task/{pid}/children').read_text().split()
+    return int(child)
 
 
 class CommandError(Exception):
@@ -83,13 +82,14 @@ class Host:
         self.name = name
         self.configuration = configuration      # added to qemu.conf
         self.uuid = str(uuid.uuid4())
-        self.folder = Path(tempfile.mkdtemp(prefix='exec-upgrade-libvirt-',
-                                            dir='/var/tmp'))
-        self.folder.chmod(0o755)
-        self.cgroups = []
         self.daemons = {}
         self.processes = []
-        self.init = None
+        # In a session of its own: what ends the test has to leave it alone
+        # pylint: disable=consider-using-with
+        self.keeper = subprocess.Popen(
+            [sys.executable, '-B', KEEPER], stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE, start_new_session=True)
+        self.folder = Path(self.keeper.stdout.readline().decode().rstrip())
         try:
             self.make_folders()
             self.start_init()
@@ -130,54 +130,22 @@ class Host:
             shutil.copyfile(source, self.path('/var/lib/libvirt/boot/' + name))
 
     def start_init(self):
-        self.cgroups = [folder / self.folder.name
-                        for folder in cgroup_hierarchies()]
-        for folder in self.cgroups:
-            folder.mkdir()
-            for name in 'cpuset.cpus', 'cpuset.mems':
-                if (folder / name).exists():
-                    (folder / name).write_text(
-                        (folder.parent / name).read_text())
-
-        def prepare():
-            die_with_parent()
-            for folder in self.cgroups:
-                (folder / 'cgroup.procs').write_text('0')
-        # pylint: disable=consider-using-with
-        self.init = subprocess.Popen(
-            ['unshare', '--mount', '--propagation', 'private', '--pid',
-             '--fork', '--kill-child', '--mount-proc', '--net', '--uts',
-             '--ipc', '--cgroup', sys.executable, '-B',
-             str(Path(__file__).with_name('init.py')), str(self.folder)],
-            preexec_fn=prepare, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        assert self.init.stdout.readline() == b'ready\n'
-        unshare = self.init.pid
-        self.pid = int(Path(f'/proc/{unshare}/task/{unshare}/children')
-                       .read_text())
+        self.keeper.stdin.write(b'\n')
+        self.keeper.stdin.flush()
+        assert self.keeper.stdout.readline() == b'ready\n'
+        self.pid = only_child(only_child(self.keeper.pid))
         self.run('hostname', self.name)
 
     def close(self):
         """Ends all processes and removes all that is left."""
         for process in self.processes:
             process.kill()
-        if self.init:
-            self.init.stdin.close()
-            self.init.wait(TIMEOUT)
-            self.init.stdout.close()
+        with self.keeper:
+            self.keeper.stdin.close()
+            status = self.keeper.wait(TIMEOUT)
         for process in self.processes:
             process.wait(TIMEOUT)
-        for top in self.cgroups:
-            for folder, _, _ in os.walk(top, topdown=False):
-                wait_for(lambda f=folder: self.remove_cgroup(f),
-                         f'{folder} to be empty')
-        shutil.rmtree(self.folder)
-
-    @staticmethod
-    def remove_cgroup(folder):
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
-            return True
-        return False
+        assert status == 0, f'{KEEPER}: exit status {status}'
 
     # Programs in it
 
