@@ -18,9 +18,14 @@ PYTHON = /usr/bin/python3
 BUILD_QEMU = maint/build --base=$(BASE)
 PAIR = --old build/old/qemu-system-x86_64 --new build/new/qemu-system-x86_64
 
+# For install-contrib, which puts DESTDIR before them
+prefix = /usr/local
+sbindir = $(prefix)/sbin
+mandir = $(prefix)/share/man
+
 .NOTPARALLEL:
 .PHONY: help all old-new demo check check-hooks check-series check-sanitized \
-        bench series \
+        bench series install-contrib \
         deps clean distclean
 
 ifneq ($(RELEASE)$(SANITIZE),)
@@ -48,12 +53,14 @@ help:
 	@echo 'make check-series    the series applies and passes checkpatch'
 	@echo '                     (BUILD=1: and each patch of it builds)'
 	@echo 'make RELEASE=$(BASE).N   build/$(BASE).N; with SANITIZE=1 build/$(BASE).N-asan'
+	@echo 'make install-contrib exec-upgrade-domains and its man page, in $(prefix),'
+	@echo '                     or in prefix=PATH; DESTDIR=PATH is put before it'
 	@echo 'make deps            install the Debian packages that all of this needs'
 	@echo 'make clean           remove what was built, but not what was downloaded'
 	@echo 'make distclean       remove all of build/'
 
 deps:
-	@./configure --packages=build,test
+	@./configure --packages=build,test,contrib
 
 demo: deps old-new
 	@$(PYTHON) tests/demo.py $(PAIR)
@@ -84,9 +91,18 @@ series check-series:
 		$(if $(filter check-series,$@),--check) $(if $(BUILD),--build) \
 		$(or $(RELEASE),newest)
 
+build/%.8: contrib/%.rst
+	@./configure --packages=contrib
+	@mkdir -p build
+	@rst2man --halt=warning $< $@.$$$$ && mv $@.$$$$ $@
+
+install-contrib: build/exec-upgrade-domains.8
+	install -D -m 755 -t '$(DESTDIR)$(sbindir)' contrib/exec-upgrade-domains
+	install -D -m 644 -t '$(DESTDIR)$(mandir)/man8' $<
+
 clean:
 	rm -rf build/$(BASE).* build/old build/new build/src build/series \
-		build/check build/guest
+		build/check build/guest build/*.8
 
 distclean:
 	rm -rf build
