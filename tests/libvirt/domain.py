@@ -26,11 +26,7 @@ class Domain:
         self.host = host
         self.name = name
         self.agent = None
-        root = ET.parse(XML).getroot()
-        root.find('name').text = name
-        root.find('devices/disk/source').set('file', f'{IMAGES}{name}.qcow2')
-        root.find('devices/serial[@type="unix"]/source').set(
-            'path', self.agent_path)
+        root = self.describe()
         if change:
             change(root)
         self.make_images()
@@ -38,6 +34,16 @@ class Domain:
         path = host.path(f'/run/{name}.xml')
         path.write_text(self.xml)
         host.virsh('define', f'/run/{name}.xml')
+
+    def describe(self):
+        """The root of its XML, without @change."""
+        root = ET.parse(XML).getroot()
+        root.find('name').text = self.name
+        root.find('devices/disk/source').set(
+            'file', f'{IMAGES}{self.name}.qcow2')
+        root.find('devices/serial[@type="unix"]/source').set(
+            'path', self.agent_path)
+        return root
 
     @property
     def agent_path(self):

@@ -2,7 +2,8 @@
 """A host for libvirt's daemons: namespaces of its own for mounts, processes,
 network, cgroups and name, with its own /etc/libvirt, /run, /var/lib/libvirt.
 Nothing of it is left when it ends, also if the test is killed: see keeper.py.
-Several run side by side. What is in its folders can be seen from outside in host.path(...).
+Several run side by side. What is in its folders can be seen from outside in
+host.path(...).
 """
 
 import contextlib

@@ -52,6 +52,7 @@ def reap():
 def main():
     for path in FOLDERS:
         mount('--bind', sys.argv[1] + path, path)
+    mount('-t', 'tmpfs', 'tmpfs', '/dev/shm')
     own_cgroups()
     subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)
 
