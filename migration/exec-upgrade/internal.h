@@ -386,8 +386,8 @@ void exec_upgrade_monitor_ask_done(Monitor *mon);
  * @h: the handoff
  * @result: what was done
  *
- * Once, in the new process, when the guest goes on.  Does nothing if the
- * client has gone.
+ * Once, in the new process, when the guest goes on.  Answers nobody if the
+ * client has gone.  After it the monitors' thread goes on.
  */
 void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
                                 ExecUpgradeResult *result);

@@ -545,10 +545,6 @@ static void monitor_commit(const ExecUpgradeHandoff *h)
             monitor_flush(mon);
         }
     }
-    if (monitors.deferred) {
-        g_slist_free_full(g_steal_pointer(&monitors.deferred), g_free);
-        exec_upgrade_monitor_release();
-    }
 }
 
 /*
@@ -591,8 +587,8 @@ static QObject *result_human(const ExecUpgradeResult *result)
     return QOBJECT(qstring_from_str(output));
 }
 
-void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
-                                ExecUpgradeResult *result)
+static void asker_reply(const ExecUpgradeHandoff *h,
+                        ExecUpgradeResult *result)
 {
     const ExecUpgradeAsker *asker = h->asker;
     Monitor *mon = h->has_asker ? monitor_find(asker->chardev, asker->index)
@@ -617,6 +613,20 @@ void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
     }
     exec_upgrade_qmp_reply(mon, rsp);
     qobject_unref(rsp);
+}
+
+void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
+                                ExecUpgradeResult *result)
+{
+    asker_reply(h, result);
+    /*
+     * Not earlier: if the client that asked is gone, the thread accepts the
+     * next one, which must not get the reply.
+     */
+    if (monitors.deferred) {
+        g_slist_free_full(g_steal_pointer(&monitors.deferred), g_free);
+        exec_upgrade_monitor_release();
+    }
 }
 
 /*

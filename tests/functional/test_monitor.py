@@ -19,7 +19,7 @@ import tty
 import pytest
 
 from harness import TIMEOUT
-from harness.checks import wait_until
+from harness.checks import held_open, wait_until
 from harness.qmp import QMPError
 from harness.stream import LineSocket, connect
 
@@ -452,6 +452,24 @@ def test_asker_is_gone(start):
     assert kinds(again.rest()) == []
     again.send(upgrade_request(vm, id=2))
     assert kinds(again.rest()) == ANSWERED
+
+
+def test_next_client_gets_no_reply(start, tmp_path):
+    """One that connects in place of the one that asked, while the new QEMU is
+    held where it reads a file."""
+    secret = tmp_path / 'secret'
+    secret.write_text('of nobody')
+    vm = start('second', args=['-object', f'secret,id=s,file={secret}'])
+    for _ in range(10):
+        raw = Raw(vm.connect('second'))
+        with held_open(secret) as wait_opened:
+            raw.send(upgrade_request(vm, id=1))
+            wait_opened()
+            raw.close()
+            sock = vm.connect('second')
+        raw = Raw(sock)
+        assert set(kinds(raw.rest())) <= {'EXEC_UPGRADE'}
+        raw.close()
 
 
 def test_two_ask_at_once(start):

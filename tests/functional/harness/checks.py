@@ -1,14 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What several tests check in the same way."""
 
+import fcntl
 import hashlib
+import os
 import re
+import signal
 import subprocess
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 from . import TIMEOUT
+
+# <linux/fcntl.h>; Python 3.11 has no name for it
+F_SETSIG = 10
 
 
 @contextmanager
@@ -66,6 +72,22 @@ def wait_until(condition):
         assert time.monotonic() < deadline, 'did not come true in time'
         time.sleep(0.01)        # leave the processor to the guest
     return result
+
+
+@contextmanager
+def held_open(path):
+    """Whoever opens the file @path, which nobody has open, waits until the
+    block ends (fcntl(2), leases). Gives a function that waits until somebody
+    tries."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        # The kernel's signal would end this process; one that is ignored
+        fcntl.fcntl(fd, F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        yield lambda: wait_until(
+            lambda: fcntl.fcntl(fd, fcntl.F_GETLEASE) != fcntl.F_WRLCK)
+    finally:
+        os.close(fd)
 
 
 def check_disk(vm, device='/dev/vda'):
