@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Guest memory of every kind stays in its place, nothing copied."""
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -11,35 +10,22 @@ import pytest
 
 from harness.checks import (guest_lives_on, memory_sum, pci_address,
                             ram_files, screen, wait_until)
+from harness.hugepages import huge_pages
 from harness.qmp import QMPError
-
-HUGEPAGES = Path('/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages')
 
 
 @pytest.fixture
 def hugepages(tmp_path_factory):
     """A hugetlbfs folder with room for the guest, for one test at a time."""
     folder = tmp_path_factory.mktemp('huge')
-    with open('/var/tmp/exec-upgrade-hugepages.lock', 'w') as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with huge_pages(100):
+        if subprocess.run(['mount', '-t', 'hugetlbfs', 'none', folder],
+                          check=False).returncode:
+            pytest.skip('no right to mount hugetlbfs')
         try:
-            before = HUGEPAGES.read_text()
-            HUGEPAGES.write_text(str(int(before) + 100))
-        except OSError as error:
-            pytest.skip(f'no right to allocate huge pages: {error}')
-        mounted = False
-        try:
-            if int(HUGEPAGES.read_text()) < int(before) + 100:
-                pytest.skip('the host has not enough huge pages')
-            mounted = not subprocess.run(['mount', '-t', 'hugetlbfs', 'none',
-                                          folder], check=False).returncode
-            if not mounted:
-                pytest.skip('no right to mount hugetlbfs')
             yield folder
         finally:
-            if mounted:
-                subprocess.run(['umount', '-l', folder], check=True)
-            HUGEPAGES.write_text(before)
+            subprocess.run(['umount', '-l', folder], check=True)
 
 
 def upgrade_keeps_ram(vm):
