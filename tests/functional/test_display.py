@@ -4,6 +4,7 @@ by name and come back."""
 
 import os
 import re
+import shutil
 import socket
 import struct
 import subprocess
