@@ -3,7 +3,8 @@
  * mem: fills guest memory with a pattern and checks that it stays.
  *
  *     mem fill PERCENT [KEEP_MIB]   fills PERCENT of the guest's memory,
- *                        but leaves KEEP_MIB (default 16) available
+ *                        but leaves KEEP_MIB (default 16) available; what was
+ *                        filled before is given up
  *     mem verify         reads everything
  *     mem run            goes over the memory without end in a thread: each
  *                        page is checked, then written with a new generation
@@ -85,12 +86,25 @@ static uint64_t meminfo(const char *key)
     return kib * 1024;
 }
 
+static void give_up(void)
+{
+    munmap(memory, pages * 4096);
+    free(generation);
+    memory = NULL;
+    generation = NULL;
+    pages = 0;
+}
+
 static int fill(unsigned percent, uint64_t keep)
 {
     uint64_t size = meminfo("MemTotal:") / 100 * percent;
-    uint64_t available = meminfo("MemAvailable:");
+    uint64_t available;
 
-    if (memory || available <= keep) {
+    if (memory) {
+        give_up();
+    }
+    available = meminfo("MemAvailable:");
+    if (available <= keep) {
         return -1;
     }
     if (size > available - keep) {
@@ -115,7 +129,7 @@ int mem_command(const char *args, FILE *out)
     unsigned percent = 75, keep = 16;
 
     sscanf(args, "%15s %u %u", verb, &percent, &keep);
-    if (!strcmp(verb, "fill")) {
+    if (!strcmp(verb, "fill") && !running) {
         if (fill(percent, (uint64_t)keep << 20)) {
             return -1;
         }

@@ -2,7 +2,7 @@
 """A domain of libvirt with the test guest in it."""
 
 import json
-import subprocess
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from harness.net import guest_network
 from harness.stream import connect
 from harness.vm import check_result, process_identity, version_string
 
-from host import EMULATOR_FILE, wait_for
+from host import CABLE, EMULATOR_FILE, wait_for
 
 XML = Path(__file__).with_name('domain.xml')
 IMAGES = '/var/lib/libvirt/images/'
+SIZE = '64M'
 
 
 class Domain:
@@ -49,12 +50,10 @@ class Domain:
     def agent_path(self):
         return f'/var/lib/libvirt/qemu/{self.name}.agent'
 
-    def make_image(self, name, size='64M'):
+    def make_image(self, name, size=SIZE):
         """A new qcow2 image, returns its path."""
         path = IMAGES + name
-        subprocess.run(
-            [self.host.setup.tool('qemu-img'), 'create', '-q', '-f', 'qcow2',
-             self.host.path(path), size], check=True)
+        self.host.qemu_img('create', '-q', '-f', 'qcow2', path, size)
         return path
 
     def make_images(self):
@@ -78,7 +77,18 @@ class Domain:
         self.agent = Agent(connect(str(self.host.path(self.agent_path))))
         if ready:
             self.agent.wait_ready()
+        else:
+            self.agent.resume()
         return self
+
+    def goes_on(self, before, memory):
+        """Checks that the guest is in another process, which libvirt made
+        from the state of the last, what it was: what it answered there to
+        counter and mem verify."""
+        self.connect_agent(ready=False)
+        assert self.agent.ask('counter')['boot_id'] == before['boot_id']
+        assert self.agent.ask('mem verify') == memory
+        self.agent.check_log()
 
     def start_guest_agent(self):
         """Starts qemu-ga in the guest, and waits until libvirt sees it."""
@@ -86,6 +96,15 @@ class Domain:
         self.agent.sh(f'/usr/sbin/qemu-ga -d -m virtio-serial -p {port} '
                       '> /run/qemu-ga.log 2>&1')
         wait_for(self.guest_agent_connected, "the guest agent's connection")
+
+    def start_acpid(self):
+        """Has the guest heed the power button. acpid listens to the devices
+        that are there when it starts."""
+        button = '/sys/devices/LNXSYSTM:00/LNXPWRBN:00/input'
+        wait_for(lambda: self.agent.sh(f'ls {button}/*/ 2> /dev/null | '
+                                       'grep event || true'),
+                 'the power button')
+        self.agent.sh('acpid -l /run/acpid.log')
 
     def guest_agent_port(self):
         """The guest's name of the channel, once it has loaded a driver."""
@@ -135,6 +154,22 @@ class Domain:
         """What QEMU wrote to its log."""
         return self.host.path(
             f'/var/log/libvirt/qemu/{self.name}.log').read_text()
+
+    def migrate(self, other):
+        """To another host, with its disks."""
+        self.virsh('migrate', *self.migrate_options(other))
+        self.host = other
+
+    def migrate_options(self, other):
+        """For virsh migrate; makes the images that libvirt is to fill."""
+        for row in self.virsh('domblklist', '--details').splitlines():
+            _, device, _, path = row.split()
+            if device == 'disk':
+                other.qemu_img('create', '-q', '-f', 'qcow2', path, SIZE)
+            else:
+                shutil.copyfile(self.host.path(path), other.path(path))
+        return ('--live', '--copy-storage-all', '--persistent', '--desturi',
+                other.uri, '--migrateuri', f'tcp://{CABLE[1]}')
 
     # The upgrade
 

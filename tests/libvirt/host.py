@@ -31,6 +31,9 @@ EMULATOR_FILE = '/usr/local/libexec/qemu/qemu-system-x86_64'
 
 KEEPER = Path(__file__).with_name('keeper.py')
 
+# Of two hosts on the cable between them
+CABLE = '10.10.0.1', '10.10.0.2'
+
 LIBVIRTD_CONF = '''
 host_uuid = "{uuid}"
 log_filters = "1:qemu.qemu_monitor 1:qemu.qemu_agent 3:object 3:event 3:rpc"
@@ -177,6 +180,14 @@ class Host:
         """Runs virsh, returns what it prints, without blanks around it."""
         return self.run('virsh', '-q', *command, **kwargs).strip()
 
+    def qemu_img(self, *arguments):
+        """Runs qemu-img on files in the host, returns what it prints."""
+        return subprocess.run(
+            [self.setup.tool('qemu-img'),
+             *(self.path(word) if word.startswith('/') else word
+               for word in arguments)],
+            text=True, stdout=subprocess.PIPE, check=True).stdout
+
     def outer_pid(self, pid):
         """The process id outside of one in the host."""
         for status in Path('/proc').glob('[0-9]*/status'):
@@ -227,13 +238,30 @@ class Host:
 
     def connect(self):
         """A libvirt.virConnect to libvirtd."""
-        return libvirt.open('qemu+unix:///system?socket=' +
-                            str(self.path('/run/libvirt/libvirt-sock')))
+        return libvirt.open(self.uri)
 
     def log(self):
         """What libvirtd wrote."""
         return self.path('/var/log/libvirt/libvirtd.log').read_text(
             errors='replace')
+
+    # Another host
+
+    def connect_to(self, other):
+        """Lays a cable to another host; over it, libvirt migrates."""
+        subprocess.run(
+            ['nsenter', '-t', str(self.pid), '-n', 'ip', 'link', 'add',
+             'cable0', 'type', 'veth', 'peer', 'name', 'cable0', 'netns',
+             str(other.pid)], check=True)
+        for host, address in (self, CABLE[0]), (other, CABLE[1]):
+            host.run('ip', 'addr', 'add', f'{address}/30', 'dev', 'cable0')
+            host.run('ip', 'link', 'set', 'cable0', 'up')
+
+    @property
+    def uri(self):
+        """libvirt's, for programs that run outside or in another host."""
+        return ('qemu+unix:///system?socket=' +
+                str(self.path('/run/libvirt/libvirt-sock')))
 
     # The emulator
 

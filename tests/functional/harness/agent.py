@@ -47,6 +47,13 @@ class Agent(LineSocket):
             raise AgentError(f'guest: {state}: {text}')
         return text
 
+    def resume(self):
+        """For a new connection to a guest that runs already, in another
+        process: what the last one may have left of a line is dropped."""
+        end = f'{self.send("counter")} '.encode()
+        while not self.read_line(time.monotonic() + TIMEOUT).startswith(end):
+            pass
+
     def ask(self, command, timeout=TIMEOUT):
         """Sends a command and waits. An answer of the form key=value ...
         comes back as a dict with numbers as numbers."""

@@ -191,6 +191,8 @@ def guest_agent_archive():
     cpio.file('sbin/shutdown', b'''#!/bin/sh
 case "$*" in *-r*) reboot -f ;; *) poweroff -f ;; esac
 ''')
+    # where busybox's acpid looks for what the power button does
+    cpio.file('etc/acpi/PWRF/00000080', b'#!/bin/sh\npoweroff -f\n')
     return cpio.finish()
 
 
