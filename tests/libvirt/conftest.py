@@ -2,9 +2,15 @@
 """Fixtures; README.md says how to write a test."""
 
 import contextlib
+import os
 
 import pytest
 
+# libvirt runs an emulator that it does not know several times before it
+# starts a domain. Read by harness, for all its waiting.
+os.environ.setdefault('EXEC_UPGRADE_TEST_TIMEOUT', '180')
+
+# pylint: disable=wrong-import-position
 from harness.options import add_options, read_setup
 
 from host import Host
