@@ -203,7 +203,8 @@ def test_guest_agent_in_flight(upgrade):
 
 def test_ping(upgrade):
     upgrade.pinger.wait_answers(50)
-    check_losses(upgrade.pinger.finish(), [upgrade.times], 0.02)
+    check_losses(upgrade.pinger.finish(), [upgrade.times], 0.02,
+                 upgrade.pinger.latency())
 
 
 def test_tcp_stream(upgrade, domain):

@@ -119,6 +119,10 @@ class Pinger(threading.Thread):
             assert not self.error, self.error
             assert time.monotonic() < deadline, 'the guest does not answer'
 
+    def latency(self):
+        """The longest time, in seconds, that an answer took."""
+        return max(self.answered[n] - self.sent[n] for n in self.answered)
+
     def finish(self, patience=10):
         """Ends it; returns the times at which the pings without an answer
         were sent."""
@@ -131,13 +135,13 @@ class Pinger(threading.Thread):
                 if n not in self.answered and n > self.first]
 
 
-def check_losses(lost, upgrades, interval=0.01):
-    """Pings may be lost only if they were sent while an upgrade was on the
-    way, and no more than fit into its pause. @upgrades has (start, end,
-    downtime in seconds)."""
+def check_losses(lost, upgrades, interval=0.01, latency=0):
+    """Pings may be lost only if they were on the way, for which they have
+    @latency, while an upgrade was; and no more than fit into its pause.
+    @upgrades has (start, end, downtime in seconds)."""
     all_lost = lost
     for start, end, downtime in upgrades:
-        inside = [t for t in lost if start <= t <= end]
+        inside = [t for t in lost if start - latency <= t <= end]
         assert len(inside) <= downtime / interval + 2, \
             f'{len(inside)} pings lost in {downtime} s'
         lost = [t for t in lost if t not in inside]
