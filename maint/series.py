@@ -220,8 +220,8 @@ class Series:
         commits = git(src, 'rev-list', '--reverse', f'{first}..HEAD').split()
         git(src, 'checkout', '-q', first)
         shutil.rmtree(out, ignore_errors=True)
-        subprocess.run([str(ROOT / 'configure'), f'--tree={src}',
-                        f'--out={out}'], check=True)
+        subprocess.run([str(ROOT / 'configure'), '--compile-only',
+                        f'--tree={src}', f'--out={out}'], check=True)
         failed = 0
         for patch, commit in zip(self.patches(), commits):
             # Only what differs is written, and so built again
