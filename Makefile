@@ -25,8 +25,7 @@ mandir = $(prefix)/share/man
 
 .NOTPARALLEL:
 .PHONY: help all old-new demo check check-hooks check-series check-sanitized \
-        bench series install-contrib \
-        deps clean distclean
+        bench series install-contrib deps clean distclean
 
 ifneq ($(RELEASE)$(SANITIZE),)
 all:

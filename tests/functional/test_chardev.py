@@ -920,19 +920,27 @@ VIRTIO = ['-device', 'virtio-serial-pci,max_ports=4',
           '-device', 'virtserialport,chardev=in,name=in,nr=2,id=in-port']
 
 
+def start_unread(vm, chardev, connect_out):
+    """Starts a guest that fills a port whose client does not read; returns
+    the client."""
+    vm.args += ['-chardev', chardev, '-chardev',
+                f'socket,id=in,path={vm.dir}/in,{SERVER}', *VIRTIO]
+    vm.boot()
+    vm.agent.wait_path('/dev/vport0p2')
+    client = connect_out()
+    vm.agent.ask('lines start /dev/vport0p1')
+    wait_until(lambda: 'throttle on' in vm.qmp.hmp('info qtree'))
+    return client
+
+
 def test_virtio_serial(make_vm):
     """Neither the guest nor a monitor hears of an upgrade, a client that
     does not read gets all, and the port of one who is not there stays
     closed."""
     vm = make_vm()
-    vm.args += ['-chardev', f'socket,id=out,path={vm.dir}/out,{SERVER}',
-                '-chardev', f'socket,id=in,path={vm.dir}/in,{SERVER}', *VIRTIO]
-    vm.boot()
-    vm.agent.wait_path('/dev/vport0p2')
-    client = vm.connect('out')
-    vm.agent.ask('lines start /dev/vport0p1')
+    client = start_unread(vm, f'socket,id=out,path={vm.dir}/out,{SERVER}',
+                          lambda: vm.connect('out'))
     vm.agent.ask('reader start /dev/vport0p2')
-    wait_until(lambda: 'throttle on' in vm.qmp.hmp('info qtree'))
     for name in 'out-port', 'in-port':
         vm.qmp.wait_event('VSERPORT_CHANGE', id=name, open=True)
     ports = virtio_ports(vm)
@@ -961,14 +969,10 @@ def test_virtio_serial(make_vm):
 def test_virtio_serial_drops_tls(make_vm, certificate):
     """The guest learns that the other side is gone, and that it is back."""
     vm = make_vm()
-    vm.args += ['-object', certificate, '-chardev', with_id(TLS, 'out'),
-                '-chardev', f'socket,id=in,path={vm.dir}/in,{SERVER}', *VIRTIO]
-    vm.boot()
-    vm.agent.wait_path('/dev/vport0p1')
-    port = port_of(vm, 'out')
-    client = tls_connect(port)
-    vm.agent.ask('lines start /dev/vport0p1')
-    wait_until(lambda: 'throttle on' in vm.qmp.hmp('info qtree'))
+    vm.args += ['-object', certificate]
+    client = start_unread(vm, with_id(TLS, 'out'),
+                          lambda: tls_connect(port_of(vm, 'out')))
+    port = client.getpeername()[1]
     vm.qmp.wait_event('VSERPORT_CHANGE', id='out-port', open=True)
     vm.upgrade(dropped=['chardev out: TLS client %s:%d'
                         % client.getsockname()])
@@ -988,13 +992,8 @@ def test_virtio_serial_client_leaves(make_vm, monkeypatch):
     monkeypatch.setenv('MALLOC_PERTURB_', '90')
     monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.tcache_count=0')
     vm = make_vm()
-    vm.args += ['-chardev', f'socket,id=out,path={vm.dir}/out,{SERVER}',
-                '-chardev', f'socket,id=in,path={vm.dir}/in,{SERVER}', *VIRTIO]
-    vm.boot()
-    vm.agent.wait_path('/dev/vport0p1')
-    client = vm.connect('out')
-    vm.agent.ask('lines start /dev/vport0p1')
-    wait_until(lambda: 'throttle on' in vm.qmp.hmp('info qtree'))
+    client = start_unread(vm, f'socket,id=out,path={vm.dir}/out,{SERVER}',
+                          lambda: vm.connect('out'))
     upgrade(vm)
     client.close()
     wait_until(lambda: ('1', 'on', 'off') in virtio_ports(vm))

@@ -35,3 +35,9 @@ def make_host(setup):
             return host
 
         yield make
+
+
+@pytest.fixture(scope='module')
+def host(make_host):
+    """With daemons, and Debian's configuration."""
+    return make_host().start()

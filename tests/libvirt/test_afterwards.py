@@ -36,11 +36,6 @@ BACKUP = f'''<domainbackup><disks>
 </disks></domainbackup>'''
 
 
-@pytest.fixture(scope='module')
-def host(make_host):
-    return make_host().start()
-
-
 def more_vcpus(root):
     """Room for one more processor."""
     root.find('vcpu').text = '3'

@@ -19,11 +19,6 @@ HELPER = '/usr/lib/libvirt/libvirt_iohelper'
 
 
 @pytest.fixture(scope='module')
-def host(make_host):
-    return make_host().start()
-
-
-@pytest.fixture(scope='module')
 def domain(host):
     domain = Domain(host).start()
     domain.start_guest_agent()

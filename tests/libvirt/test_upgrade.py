@@ -125,11 +125,6 @@ class Upgrade:
 
 
 @pytest.fixture(scope='module')
-def host(make_host):
-    return make_host().start()
-
-
-@pytest.fixture(scope='module')
 def upgrade(host):
     domain = Domain(host).start()
     domain.start_guest_agent()
