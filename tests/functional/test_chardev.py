@@ -998,3 +998,18 @@ def test_virtio_serial_client_leaves(make_vm, monkeypatch):
     client.close()
     wait_until(lambda: ('1', 'on', 'off') in virtio_ports(vm))
     join_lines(vm.connect('out'))
+
+
+def test_virtio_serial_paused(make_vm, certificate):
+    """The next client comes before the guest goes on."""
+    vm = make_vm()
+    vm.args += ['-object', certificate]
+    client = start_unread(vm, with_id(TLS, 'out'),
+                          lambda: tls_connect(port_of(vm, 'out')))
+    port = client.getpeername()[1]
+    vm.qmp.execute('stop')
+    vm.upgrade(dropped=['chardev out: TLS client %s:%d'
+                        % client.getsockname()])
+    client = tls_connect(port)
+    vm.qmp.execute('cont')
+    join_lines(client)
