@@ -80,7 +80,7 @@ def show_guest(checker, seconds):
 
 
 def demo(setup):
-    vm = VM(setup, smp='1', memory='256', kernel=setup.image.kernel)
+    vm = VM(setup, memory='256', kernel=setup.image.kernel)
     disk = vm.dir / 'disk'
     with open(disk, 'wb') as f:
         f.truncate(16 << 20)

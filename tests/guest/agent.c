@@ -36,20 +36,27 @@ int64_t now_ns(int clock)
     return ts.tv_sec * 1000000000ll + ts.tv_nsec;
 }
 
-int open_port(const char *path)
+int open_device(const char *path, int flags)
 {
     struct timespec ts = { .tv_nsec = 10000000 };
-    struct termios tio;
-    int fd;
+    int fd = -1;
 
-    /* Linux makes a virtio port's node a moment before it can find the port */
+    /* Linux makes the node of a disk or port before it can find the device */
     for (int i = 0; i < 1000; i++) {
-        fd = open(path, O_RDWR | O_NOCTTY | O_CLOEXEC);
+        fd = open(path, flags | O_CLOEXEC);
         if (fd >= 0 || errno != ENXIO) {
             break;
         }
         nanosleep(&ts, NULL);
     }
+    return fd;
+}
+
+int open_port(const char *path)
+{
+    struct termios tio;
+    int fd = open_device(path, O_RDWR | O_NOCTTY);
+
     if (fd >= 0 && tcgetattr(fd, &tio) == 0) {
         cfmakeraw(&tio);
         cfsetspeed(&tio, B115200);

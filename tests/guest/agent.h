@@ -32,6 +32,9 @@ command_fn clock_command;       /* clock.c */
 /* Nanoseconds of CLOCK_MONOTONIC or CLOCK_REALTIME. */
 int64_t now_ns(int clock);
 
+/* open() for the node of a device that may be new; -1 with errno set. */
+int open_device(const char *path, int flags);
+
 /* Opens a tty or port for raw bytes; -1 with errno set if it can't. */
 int open_port(const char *path);
 

@@ -15,6 +15,7 @@
  * was not must be empty, or be a block of an earlier run in its own place.
  */
 #define _GNU_SOURCE
+#include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdbool.h>
@@ -116,7 +117,7 @@ static struct disk *find(const char *path)
     return d;
 }
 
-static int start(const char *path, int threads, unsigned mib)
+static int start(const char *path, int threads, unsigned mib, FILE *out)
 {
     struct disk *d = find(path);
     uint32_t blocks = mib * (1048576 / BLOCK);
@@ -132,9 +133,15 @@ static int start(const char *path, int threads, unsigned mib)
         d->next = disks;
         disks = d;
     }
-    d->fd = open(path, O_RDWR | O_DIRECT | O_CLOEXEC);
+    d->fd = open_device(path, O_RDWR | O_DIRECT);
+    if (d->fd < 0) {
+        fprintf(out, "%s", strerror(errno));
+        return -1;
+    }
     end = lseek(d->fd, 0, SEEK_END);
-    if (d->fd < 0 || end < (off_t)blocks * BLOCK) {
+    if (end < (off_t)blocks * BLOCK) {
+        fprintf(out, "%ld bytes are too few", (long)end);
+        close(d->fd);
         return -1;
     }
     d->running = true;
@@ -179,7 +186,7 @@ int disk_command(const char *args, FILE *out)
     struct worker total = { 0 };
 
     sscanf(args, "%15s %63s %d %u", verb, path, &threads, &mib);
-    if (!strcmp(verb, "start") && start(path, threads, mib)) {
+    if (!strcmp(verb, "start") && start(path, threads, mib, out)) {
         return -1;
     }
     d = find(path);
