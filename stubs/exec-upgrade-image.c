@@ -6,9 +6,25 @@
 
 #include "qemu/osdep.h"
 #include "migration/exec-upgrade.h"
+#include "qemu/id.h"
 
 bool exec_upgrade_image_check(const char *path, const struct stat *st,
                               Error **errp)
 {
     return true;
+}
+
+char *exec_upgrade_node_name_generate(void)
+{
+    return id_generate(ID_BLOCK);
+}
+
+bool exec_upgrade_drive_is_made_later(const char *name,
+                                      BlockInterfaceType type)
+{
+    return false;
+}
+
+void exec_upgrade_drive_attached(BlockBackend *blk, DeviceState *dev)
+{
 }

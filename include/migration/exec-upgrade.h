@@ -10,6 +10,7 @@
 #define MIGRATION_EXEC_UPGRADE_H
 
 #include "exec/cpu-common.h"
+#include "sysemu/blockdev.h"
 
 struct SerialState;
 struct VirtIOSerial;
@@ -209,6 +210,54 @@ bool exec_upgrade_block_backends_busy(void);
  * @errp: error
  */
 bool exec_upgrade_block_backends_check(Error **errp);
+
+/**
+ * exec_upgrade_node_name_generate: make a name for a block node
+ *
+ * Takes the place of id_generate(); no node has the name, which the caller
+ * frees.
+ */
+char *exec_upgrade_node_name_generate(void);
+
+/**
+ * exec_upgrade_block_graph_open: open the block nodes that the previous
+ * process had, if there was one; exits if that fails
+ *
+ * They are inactive.  Those of the command line are among them.
+ */
+void exec_upgrade_block_graph_open(void);
+
+/**
+ * exec_upgrade_drives_open: those drives of the command line are there, without
+ * a medium, for which the machine looks: give them what they had in the
+ * previous process, and make the others; exits if that fails
+ */
+void exec_upgrade_drives_open(void);
+
+/**
+ * exec_upgrade_drive_is_made_later: whether a drive of the command line is made
+ * by exec_upgrade_drives_open(), if the user has not deleted it
+ * @name: its name
+ * @type: its interface
+ */
+bool exec_upgrade_drive_is_made_later(const char *name,
+                                      BlockInterfaceType type);
+
+/**
+ * exec_upgrade_drive_resolve: have a device show what it showed in the
+ * previous process
+ * @dev: the device
+ * @value: value of its property "drive", which may be replaced
+ */
+void exec_upgrade_drive_resolve(DeviceState *dev, char **value);
+
+/**
+ * exec_upgrade_drive_attached: have a device that has made an empty drive for
+ * itself show what it showed in the previous process
+ * @blk: the drive of any device
+ * @dev: the device
+ */
+void exec_upgrade_drive_attached(BlockBackend *blk, DeviceState *dev);
 
 /*
  * Devices

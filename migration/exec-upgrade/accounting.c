@@ -42,12 +42,27 @@ static void histogram_load(const ExecUpgradeHistogram *h,
     }
 }
 
+static uint32List *intervals_save(BlockAcctStats *stats)
+{
+    BlockAcctTimedStats *s = NULL;
+    uint32List *list = NULL;
+
+    /* Their list begins with the newest, as this one will end with it */
+    while ((s = block_acct_interval_next(stats, s))) {
+        QAPI_LIST_PREPEND(list, s->interval_length);
+    }
+    return list;
+}
+
 ExecUpgradeAccounting *exec_upgrade_accounting_save(BlockBackend *blk)
 {
     BlockAcctStats *stats = blk_get_stats(blk);
     ExecUpgradeAccounting *a = g_new0(ExecUpgradeAccounting, 1);
     ExecUpgradeRequestsList **tail = &a->requests;
 
+    a->invalid = stats->account_invalid;
+    a->failed = stats->account_failed;
+    a->intervals = intervals_save(stats);
     QEMU_LOCK_GUARD(&stats->lock);
     a->last_access = stats->last_access_time_ns;
     for (int type = BLOCK_ACCT_READ; type < BLOCK_MAX_IOTYPE; type++) {
@@ -74,6 +89,11 @@ void exec_upgrade_accounting_load(const ExecUpgradeAccounting *a,
     BlockAcctStats *stats = blk_get_stats(blk);
     const ExecUpgradeRequestsList *e = a->requests;
 
+    stats->account_invalid = a->invalid;
+    stats->account_failed = a->failed;
+    for (uint32List *i = a->intervals; i; i = i->next) {
+        block_acct_add_interval(stats, i->value);
+    }
     QEMU_LOCK_GUARD(&stats->lock);
     /* QEMU_CLOCK_REALTIME, which goes on across execve(2) */
     stats->last_access_time_ns = a->last_access;
@@ -89,29 +109,6 @@ void exec_upgrade_accounting_load(const ExecUpgradeAccounting *a,
         stats->merged[type] = r->merged;
         if (r->has_histogram) {
             histogram_load(r->histogram, stats, type);
-        }
-    }
-}
-
-void exec_upgrade_highest_writes_save(ExecUpgradeHandoff *h)
-{
-    for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
-         bs = bdrv_next_all_states(bs)) {
-        ExecUpgradeHighestWrite *w = g_new0(ExecUpgradeHighestWrite, 1);
-
-        w->node = g_strdup(bs->node_name);
-        w->offset = stat64_get(&bs->wr_highest_offset);
-        QAPI_LIST_PREPEND(h->highest_writes, w);
-    }
-}
-
-void exec_upgrade_highest_writes_load(const ExecUpgradeHandoff *h)
-{
-    for (ExecUpgradeHighestWriteList *e = h->highest_writes; e; e = e->next) {
-        BlockDriverState *bs = bdrv_find_node(e->value->node);
-
-        if (bs) {
-            stat64_max(&bs->wr_highest_offset, e->value->offset);
         }
     }
 }

@@ -9,7 +9,6 @@
 
 #include "qemu/osdep.h"
 #include "block/block_int.h"
-#include "block/dirty-bitmap.h"
 #include "block/nbd.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-block-export.h"
@@ -18,7 +17,6 @@
 #include "qemu/job.h"
 #include "qemu/main-loop.h"
 #include "qemu/timer.h"
-#include "sysemu/block-backend.h"
 #include "sysemu/runstate.h"
 #include "internal.h"
 
@@ -186,154 +184,11 @@ bool exec_upgrade_image_check(const char *path, const struct stat *st,
     return false;
 }
 
-/*
- * Drives
- */
-
-/* NULL for one that belongs to neither a device nor the user */
-static char *drive_name(BlockBackend *blk)
-{
-    char *name = blk_name(blk)[0] ? g_strdup(blk_name(blk))
-                                  : blk_get_attached_dev_id(blk);
-
-    if (!name[0]) {
-        g_clear_pointer(&name, g_free);
-    }
-    return name;
-}
-
-static void drives_save(ExecUpgradeHandoff *h)
-{
-    for (BlockBackend *blk = blk_all_next(NULL); blk;
-         blk = blk_all_next(blk)) {
-        char *name = drive_name(blk);
-
-        if (name) {
-            ExecUpgradeDrive *drive = g_new0(ExecUpgradeDrive, 1);
-
-            drive->name = name;
-            drive->write_cache = blk_enable_write_cache(blk);
-            drive->io_status = blk_iostatus(blk);
-            drive->accounting = exec_upgrade_accounting_save(blk);
-            QAPI_LIST_PREPEND(h->drives, drive);
-        }
-    }
-}
-
-static void drive_load(const ExecUpgradeDrive *drive, BlockBackend *blk)
-{
-    /* The guest flushes only if it knows of a cache */
-    blk_set_enable_write_cache(blk, drive->write_cache);
-    exec_upgrade_accounting_load(drive->accounting, blk);
-    if (drive->io_status != BLOCK_DEVICE_IO_STATUS_OK &&
-        blk_iostatus_is_enabled(blk)) {
-        blk_iostatus_set_err(blk, drive->io_status ==
-                             BLOCK_DEVICE_IO_STATUS_NOSPACE ? ENOSPC : EIO);
-    }
-}
-
-static void drives_load(const ExecUpgradeHandoff *h)
-{
-    for (BlockBackend *blk = blk_all_next(NULL); blk;
-         blk = blk_all_next(blk)) {
-        g_autofree char *name = drive_name(blk);
-
-        for (ExecUpgradeDriveList *e = h->drives; e; e = e->next) {
-            if (!g_strcmp0(e->value->name, name)) {
-                drive_load(e->value, blk);
-            }
-        }
-    }
-}
-
-/*
- * Generated node names, which have random digits in them
- */
-
-typedef void NodeFunc(BlockDriverState *bs, const char *where, void *opaque);
-
-static bool has_generated_name(BlockDriverState *bs)
-{
-    return bs->node_name[0] == '#';
-}
-
-static void walk_node(BlockDriverState *bs, const char *where, NodeFunc *func,
-                      void *opaque)
-{
-    BdrvChild *child;
-
-    if (has_generated_name(bs)) {
-        func(bs, where, opaque);
-    }
-    QLIST_FOREACH(child, &bs->children, next) {
-        g_autofree char *below = g_strdup_printf("%s/%s", where, child->name);
-
-        walk_node(child->bs, below, func, opaque);
-    }
-}
-
-/* Calls @func for each way to a node that has a generated name */
-static void walk_nodes(NodeFunc *func, void *opaque)
-{
-    for (BlockBackend *blk = blk_all_next(NULL); blk;
-         blk = blk_all_next(blk)) {
-        g_autofree char *name = drive_name(blk);
-
-        if (name && blk_bs(blk)) {
-            g_autofree char *where = g_strdup_printf("drive %s", name);
-
-            walk_node(blk_bs(blk), where, func, opaque);
-        }
-    }
-    for (BlockDriverState *bs = bdrv_next_monitor_owned(NULL); bs;
-         bs = bdrv_next_monitor_owned(bs)) {
-        g_autofree char *where = g_strdup_printf("node %s", bs->node_name);
-
-        walk_node(bs, where, func, opaque);
-    }
-}
-
-static void node_name_save(BlockDriverState *bs, const char *where,
-                           void *opaque)
-{
-    ExecUpgradeHandoff *h = opaque;
-    ExecUpgradeNodeName *name = g_new0(ExecUpgradeNodeName, 1);
-
-    name->where = g_strdup(where);
-    name->name = g_strdup(bs->node_name);
-    QAPI_LIST_PREPEND(h->node_names, name);
-}
-
-/* A node's own name must not be another's new one: first all get out of it */
-static void node_name_clear(BlockDriverState *bs, const char *where,
-                            void *opaque)
-{
-    int *count = opaque;
-
-    snprintf(bs->node_name, sizeof(bs->node_name), "#adopted%d", ++*count);
-}
-
-static void node_name_load(BlockDriverState *bs, const char *where,
-                           void *opaque)
-{
-    const ExecUpgradeHandoff *h = opaque;
-
-    for (ExecUpgradeNodeNameList *e = h->node_names; e; e = e->next) {
-        if (!strcmp(e->value->where, where) &&
-            !bdrv_find_node(e->value->name)) {
-            pstrcpy(bs->node_name, sizeof(bs->node_name), e->value->name);
-        }
-    }
-}
-
 static bool block_load(const ExecUpgradeHandoff *h, Error **errp)
 {
-    int count = 0;
-
-    walk_nodes(node_name_clear, &count);
-    walk_nodes(node_name_load, (void *)h);
-    exec_upgrade_highest_writes_load(h);
-    return true;
+    return exec_upgrade_block_graph_load(h, errp) &&
+           exec_upgrade_drives_compare(h, errp) &&
+           exec_upgrade_bitmaps_load(h, errp);
 }
 
 /*
@@ -342,8 +197,6 @@ static bool block_load(const ExecUpgradeHandoff *h, Error **errp)
 
 static void node_blockers(BlockDriverState *bs, strList **blockers)
 {
-    BdrvDirtyBitmap *bitmap;
-
     if (!bs->drv) {
         /* qcow2 closes itself so when it finds its metadata corrupt */
         exec_upgrade_add_blocker(blockers, "block node '%s' has no driver any "
@@ -365,15 +218,8 @@ static void node_blockers(BlockDriverState *bs, strList **blockers)
                                  "after or before a migration",
                                  bs->node_name);
     }
-    FOR_EACH_DIRTY_BITMAP(bs, bitmap) {
-        const char *name = bdrv_dirty_bitmap_name(bitmap);
-
-        if (name && !bdrv_dirty_bitmap_get_persistence(bitmap)) {
-            exec_upgrade_add_blocker(blockers, "dirty bitmap '%s' of block "
-                                     "node '%s' is not persistent", name,
-                                     bs->node_name);
-        }
-    }
+    exec_upgrade_block_node_check(bs, blockers);
+    exec_upgrade_bitmap_check(bs, blockers);
     image_blockers(bs, blockers);
 }
 
@@ -415,8 +261,13 @@ static void block_check(strList **blockers)
          bs = bdrv_next_all_states(bs)) {
         node_blockers(bs, blockers);
     }
+    exec_upgrade_drive_check(blockers);
     job_blockers(blockers);
     export_blockers(blockers);
+    if (!*blockers) {
+        /* A job's and an export's nodes would be found, too */
+        exec_upgrade_block_graph_check(blockers);
+    }
     if (qemu_system_dump_in_progress()) {
         exec_upgrade_add_blocker(blockers, "a dump of guest memory is "
                                  "running");
@@ -431,10 +282,9 @@ static bool block_save(ExecUpgradeHandoff *h, Error **errp)
             return false;
         }
     }
-    walk_nodes(node_name_save, h);
-    drives_save(h);
-    exec_upgrade_highest_writes_save(h);
-    return true;
+    exec_upgrade_block_graph_save(h);
+    exec_upgrade_drives_save(h);
+    return exec_upgrade_bitmaps_save(h, errp);
 }
 
 /*
@@ -556,7 +406,7 @@ bool exec_upgrade_block_reactivate(Error **errp)
 bool exec_upgrade_block_activate(Error **errp)
 {
     /* Now, since devices set it, too, when they are loaded */
-    drives_load(exec_upgrade_handoff());
+    exec_upgrade_drives_load(exec_upgrade_handoff());
     exec_upgrade_block_backends_enable();
     if (!activate_nodes(errp)) {
         error_prepend(errp, "exec-upgrade: can't take over the images: ");
@@ -569,5 +419,6 @@ const ExecUpgradeStage exec_upgrade_stage_block = {
     .name = "block",
     .check = block_check,
     .save = block_save,
+    .undo = exec_upgrade_bitmaps_undo,
     .load = block_load,
 };

@@ -12,9 +12,7 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/block_int.h"
 #include "block/throttle-groups.h"
-#include "block/write-threshold.h"
 #include "chardev/char.h"
 #include "chardev/char-fe.h"
 #include "hw/boards.h"
@@ -27,11 +25,9 @@
 #include "qapi/qmp/qjson.h"
 #include "qapi/qobject-input-visitor.h"
 #include "qapi/qobject-output-visitor.h"
-#include "qemu/cutils.h"
 #include "qemu/error-report.h"
 #include "qemu/thread-context.h"
 #include "qom/qom-qobject.h"
-#include "sysemu/block-backend.h"
 #include "sysemu/replay.h"
 #include "sysemu/sysemu.h"
 #include "../../chardev/chardev-internal.h"
@@ -43,12 +39,8 @@ typedef enum Kind {
     KIND_THREAD_CONTEXT,
     KIND_CHARDEV,
     KIND_NETDEV,
-    KIND_NODE,
-    KIND_DRIVE,
     /* Properties of something that is itself in the list */
-    KIND_MEDIUM,
     KIND_THROTTLE,
-    KIND_THRESHOLD,
 } Kind;
 
 static const struct {
@@ -62,12 +54,7 @@ static const struct {
     [KIND_THREAD_CONTEXT] = { "thread context", .may_vanish = true },
     [KIND_CHARDEV]   = { "character device" },
     [KIND_NETDEV]    = { "network backend" },
-    [KIND_NODE]      = { "block node" },
-    [KIND_DRIVE]     = { "drive" },
-    [KIND_MEDIUM]    = { "the medium of", .property = true },
     [KIND_THROTTLE]  = { "the throttling of", .property = true },
-    [KIND_THRESHOLD] = { "the write threshold of block node",
-                         .property = true },
 };
 
 typedef struct Thing {
@@ -197,83 +184,6 @@ static void add_netdevs(GPtrArray *things)
     }
 }
 
-/* A node's options, which don't come in the same order each time */
-static void append_options(GString *text, const QDict *options)
-{
-    g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
-
-    for (const QDictEntry *e = qdict_first(options); e;
-         e = qdict_next(options, e)) {
-        g_autoptr(GString) json = qobject_to_json(qdict_entry_value(e));
-
-        g_ptr_array_add(words, g_strdup_printf(" %s=%s", qdict_entry_key(e),
-                                               json->str));
-    }
-    g_ptr_array_sort(words, (GCompareFunc)qemu_pstrcmp0);
-    for (int i = 0; i < words->len; i++) {
-        g_string_append(text, words->pdata[i]);
-    }
-}
-
-static void add_node(GPtrArray *things, BlockDriverState *bs)
-{
-    GString *text = g_string_new(bs->drv ? bs->drv->format_name : "");
-    BdrvChild *child;
-
-    g_string_append_printf(text, " flags=0x%x detect-zeroes=%d backing=%s",
-                           bs->open_flags & (BDRV_O_RDWR | BDRV_O_CACHE_MASK |
-                                             BDRV_O_UNMAP |
-                                             BDRV_O_AUTO_RDONLY),
-                           bs->detect_zeroes, bs->backing_file);
-    append_options(text, bs->explicit_options);
-    QLIST_FOREACH(child, &bs->children, next) {
-        g_string_append_printf(text, " %s->%s", child->name,
-                               child->bs->node_name);
-    }
-    add(things, KIND_NODE, g_strdup(bs->node_name),
-        g_string_free(text, false));
-    add(things, KIND_THRESHOLD, g_strdup(bs->node_name),
-        g_strdup_printf("%" PRIu64, bdrv_write_threshold_get(bs)));
-}
-
-static char *throttle_text(ThrottleGroupMember *tgm)
-{
-    GString *text = g_string_new("");
-    ThrottleConfig cfg;
-
-    if (tgm->throttle_state) {
-        throttle_group_get_config(tgm, &cfg);
-        g_string_append_printf(text, "%s %" PRIu64,
-                               throttle_group_get_name(tgm), cfg.op_size);
-        for (int i = 0; i < BUCKETS_COUNT; i++) {
-            g_string_append_printf(text, " %" PRIu64 "/%" PRIu64 "/%" PRIu64,
-                                   cfg.buckets[i].avg, cfg.buckets[i].max,
-                                   cfg.buckets[i].burst_length);
-        }
-    }
-    return g_string_free(text, false);
-}
-
-static void add_drive(GPtrArray *things, BlockBackend *blk)
-{
-    g_autofree char *device = blk_get_attached_dev_id(blk);
-    const char *name = blk_name(blk)[0] ? blk_name(blk) : device;
-    ThrottleGroupMember *tgm =
-        &blk_get_public(blk)->throttle_group_member;
-    BlockDriverState *bs = blk_bs(blk);
-
-    if (!name[0]) {
-        /* A job's or an export's */
-        return;
-    }
-    if (blk_name(blk)[0]) {
-        add(things, KIND_DRIVE, g_strdup(name), g_strdup(device));
-    }
-    add(things, KIND_MEDIUM, g_strdup(name),
-        g_strdup(bs ? bs->node_name : ""));
-    add(things, KIND_THROTTLE, g_strdup(name), throttle_text(tgm));
-}
-
 static void add_throttle_group(GPtrArray *things, Object *obj)
 {
     add(things, KIND_THROTTLE,
@@ -299,14 +209,6 @@ static GPtrArray *find_things(void)
                          things);
     object_child_foreach(get_chardevs_root(), add_chardev, things);
     add_netdevs(things);
-    for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
-         bs = bdrv_next_all_states(bs)) {
-        add_node(things, bs);
-    }
-    for (BlockBackend *blk = blk_all_next(NULL); blk;
-         blk = blk_all_next(blk)) {
-        add_drive(things, blk);
-    }
     g_ptr_array_sort(things, thing_sort);
     return things;
 }
@@ -332,7 +234,6 @@ static bool is_from_preconfig(GPtrArray *before, const Thing *thing)
         return g_strcmp0(thing->name, mc->default_ram_id) &&
                !thing_find(before, thing);
     case KIND_NETDEV:
-    case KIND_NODE:
         return !thing_find(before, thing);
     default:
         return false;

@@ -11,8 +11,8 @@
 #include "qapi/qapi-types-exec-upgrade.h"
 
 /* Format of the handoff that this QEMU writes, and the oldest that it reads */
-#define EXEC_UPGRADE_FORMAT     2
-#define EXEC_UPGRADE_FORMAT_MIN 2
+#define EXEC_UPGRADE_FORMAT     3
+#define EXEC_UPGRADE_FORMAT_MIN 3
 
 /* Environment variable with the number of the handoff's descriptor */
 #define EXEC_UPGRADE_ENV "QEMU_EXEC_UPGRADE_HANDOFF"
@@ -335,15 +335,56 @@ bool exec_upgrade_block_reactivate(Error **errp);
  */
 bool exec_upgrade_block_activate(Error **errp);
 
-/*
- * Block accounting: what a drive has counted, and up to where a block node was
- * written.  Nodes are found by their names.
- */
+/* Block accounting: what a drive has counted, and how */
 ExecUpgradeAccounting *exec_upgrade_accounting_save(BlockBackend *blk);
 void exec_upgrade_accounting_load(const ExecUpgradeAccounting *a,
                                   BlockBackend *blk);
-void exec_upgrade_highest_writes_save(ExecUpgradeHandoff *h);
-void exec_upgrade_highest_writes_load(const ExecUpgradeHandoff *h);
+
+/**
+ * exec_upgrade_block_node_check: append why a block node can't be opened again
+ * @bs: the node, with a driver
+ * @blockers: the list
+ */
+void exec_upgrade_block_node_check(BlockDriverState *bs, strList **blockers);
+
+/**
+ * exec_upgrade_block_graph_check: append which block nodes would not find who
+ * uses them, or where
+ * @blockers: the list
+ */
+void exec_upgrade_block_graph_check(strList **blockers);
+
+/**
+ * exec_upgrade_block_graph_save: put all block nodes into the handoff
+ * @h: the handoff
+ */
+void exec_upgrade_block_graph_save(ExecUpgradeHandoff *h);
+
+/**
+ * exec_upgrade_block_graph_load: machine complete: check that there are
+ * exactly the block nodes that there were
+ * @h: the handoff
+ * @errp: error, which names the first difference
+ */
+bool exec_upgrade_block_graph_load(const ExecUpgradeHandoff *h, Error **errp);
+
+/**
+ * exec_upgrade_bitmap_check: append which dirty bitmaps can't be carried
+ * @bs: the block node that has them
+ * @blockers: the list
+ */
+void exec_upgrade_bitmap_check(BlockDriverState *bs, strList **blockers);
+
+/* Dirty bitmaps that are not persistent, for the block stage */
+bool exec_upgrade_bitmaps_save(ExecUpgradeHandoff *h, Error **errp);
+void exec_upgrade_bitmaps_undo(void);
+bool exec_upgrade_bitmaps_load(const ExecUpgradeHandoff *h, Error **errp);
+
+/* Drives, likewise; exec_upgrade_drives_load() can't fail */
+void exec_upgrade_drive_check(strList **blockers);
+void exec_upgrade_drives_save(ExecUpgradeHandoff *h);
+bool exec_upgrade_drives_compare(const ExecUpgradeHandoff *h, Error **errp);
+void exec_upgrade_drives_load(const ExecUpgradeHandoff *h);
 
 /**
  * exec_upgrade_configuration_note: note the configuration as what the command

@@ -160,6 +160,7 @@ bool exec_upgrade_skip_option(int index)
     case QEMU_OPTION_runas:
         exec_upgrade_sandbox_note_runas();
         return exec_upgrade_adopting();
+    case QEMU_OPTION_blockdev:
     case QEMU_OPTION_incoming:
     case QEMU_OPTION_loadvm:
     case QEMU_OPTION_S:

@@ -240,14 +240,6 @@ def test_persistent_dirty_bitmap(make_vm, images, qemu_img):
     assert 'name: b' in report and 'in-use' not in report, report
 
 
-def test_temporary_dirty_bitmap_is_kept_or_refused(make_vm, images):
-    """A bitmap that is not in the image would be lost in silence."""
-    vm = writer_vm(make_vm, images, *blockdev('qcow2'), '-device',
-                   'virtio-blk-pci,drive=disk')
-    vm.qmp.execute('block-dirty-bitmap-add', node='disk', name='b')
-    vm.refused('bitmap')
-
-
 @pytest.mark.parametrize('name', ['raw', 'qcow2'])
 def test_image_lock_holds(make_vm, images, name):
     """After the upgrade a second QEMU is refused, as before it."""
@@ -326,22 +318,6 @@ def test_statistics_and_names_stay(make_vm, images):
     assert after == before
     assert vm.agent.sh('cat /sys/block/vda/serial') == 'S17'
     check_disk(vm)
-
-
-def test_block_io_throttle_set_at_run_time(make_vm, images):
-    """Carried or refused, never forgotten."""
-    vm = writer_vm(make_vm, images, '-drive',
-                   'if=none,id=d,format=qcow2,file={dir}/qcow2',
-                   '-device', 'virtio-blk-pci,drive=d,id=disk')
-    vm.qmp.reply(vm.qmp.send('block_set_io_throttle', {
-        'device': 'd', 'bps': 0, 'bps_rd': 0, 'bps_wr': 0, 'iops': 500,
-        'iops_rd': 0, 'iops_wr': 0}))
-    if vm.blockers():
-        vm.refused('throttl')
-        return
-    vm.upgrade()
-    info, = vm.qmp.execute('query-block')
-    assert info['inserted']['iops'] == 500
 
 
 def test_guest_flushes_reach_the_image(make_vm, images, setup):

@@ -90,72 +90,12 @@ def netdev_add(vm):
     yield "network backend 'n7' was added"
 
 
-def blockdev_add(vm):
-    vm.qmp.execute('blockdev-add', driver='null-co', node_name='n7')
-    yield "block node 'n7' was added"
-    vm.qmp.execute('blockdev-del', node_name='n7')
-    yield TAKEN_BACK
-
-
-def blockdev_del(vm):
-    vm.qmp.execute('blockdev-del', node_name='spare')
-    yield "block node 'spare' was removed"
-
-
-def blockdev_reopen(vm, **changes):
-    node = {'driver': 'qcow2', 'node-name': 'spare', 'file': 'spare-file'}
-    return vm.qmp.execute('blockdev-reopen', options=[{**node, **changes}])
-
-
-def reopen(vm):
-    blockdev_reopen(vm, **{'cache-size': 1 << 20})
-    yield "block node 'spare' was changed"
-
-
-def snapshot(vm):
-    vm.qmp.execute('blockdev-snapshot-sync', device='d0',
-                   snapshot_file=str(vm.dir / 'overlay'), format='qcow2',
-                   snapshot_node_name='top')
-    yield "block node 'top' was added", "medium of 'd0' was changed"
-
-
-def medium_change(vm):
-    vm.qmp.execute('blockdev-change-medium', id='cd', format='raw',
-                   filename=str(vm.dir / 'c'), force=True)
-    yield "medium of 'cd0' was changed"
-
-
-def eject(vm):
-    vm.qmp.execute('eject', id='cd', force=True)
-    yield "medium of 'cd0' was changed"
-
-
-def io_throttle(vm):
-    limits = dict.fromkeys(('bps', 'bps_rd', 'bps_wr', 'iops', 'iops_rd',
-                            'iops_wr'), 0)
-    send = vm.qmp.send
-    vm.qmp.reply(send('block_set_io_throttle',
-                      {**limits, 'device': 'd0', 'iops': 100}))
-    yield "throttling of 'd0' was changed"
-    vm.qmp.reply(send('block_set_io_throttle', {**limits, 'device': 'd0'}))
-    yield TAKEN_BACK
-
-
 def throttle_group(vm):
     vm.qmp.execute('qom-set', path='/objects/tg', property='limits',
                    value={'iops-total': 500})
     yield "throttling of 'tg' was changed"
     vm.qmp.execute('qom-set', path='/objects/tg', property='limits',
                    value={'iops-total': 1000})
-    yield TAKEN_BACK
-
-
-def write_threshold(vm):
-    vm.qmp.execute('block-set-write-threshold', node_name='spare',
-                   write_threshold=4096)
-    yield "write threshold of block node 'spare' was changed"
-    vm.qmp.execute('block-set-write-threshold', node_name='spare',
-                   write_threshold=0)
     yield TAKEN_BACK
 
 
@@ -177,9 +117,8 @@ def backup_job(vm):
 
 
 CHANGES = [device_add, device_add_without_id, object_add, object_del,
-           chardev_add, chardev_remove, netdev_add, blockdev_add,
-           blockdev_del, reopen, snapshot, medium_change, eject, io_throttle,
-           throttle_group, write_threshold, nbd_export, backup_job]
+           chardev_add, chardev_remove, netdev_add, throttle_group, nbd_export,
+           backup_job]
 
 
 @pytest.mark.parametrize('change', CHANGES, ids=lambda f: f.__name__)

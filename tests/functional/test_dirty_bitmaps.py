@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Persistent dirty bitmaps hold exactly what they held."""
+"""Dirty bitmaps in an image hold exactly what they held; for the others see
+test_ledger_block.py."""
 
 import pytest
 
@@ -85,15 +86,6 @@ def test_guest_writes_all_the_time(vm, qemu_img):
     vm.process.wait()
     assert 'identical' in qemu_img('compare', '-f', 'qcow2', '-F', 'raw',
                                    vm.dir / 'image', base)
-
-
-def test_bitmap_that_is_not_persistent_is_refused(vm):
-    add(vm, 'kept')
-    add(vm, 'lost', persistent=False)
-    vm.refused("'lost'", NODE, 'not persistent')
-    assert len(vm.blockers()) == 1
-    vm.qmp.execute('block-dirty-bitmap-remove', node=NODE, name='lost')
-    vm.upgrade()
 
 
 def test_refused_upgrade_leaves_bitmaps_alone(vm):

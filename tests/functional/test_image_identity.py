@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """An image is opened again only if it is the same file and can be opened."""
 
+import ctypes
 import os
 import shutil
 import stat
@@ -110,19 +111,66 @@ def test_ways_to_open(raw_vm, kind):
 
 
 def test_new_process_opens_no_other_image(raw_vm):
-    """Nothing is written to a file that the guest did not have."""
+    """Nothing is written to a file that the guest did not have, whatever the
+    new command line says."""
     vm = raw_vm()
     other = vm.dir / 'other'
     other.write_bytes(os.urandom(MIB << 20))
     before = other.read_bytes(), other.stat().st_mtime_ns
-    vm.start()
-    vm.qmp.send('exec-upgrade', {
-        'binary': vm.setup.new,
-        'arguments': [arg.replace(f'{vm.dir}/disk', str(other))
-                      for arg in vm.args]})
-    vm.process.wait(60)
-    assert vm.process.returncode
-    assert str(other) in vm.stderr and 'was not open' in vm.stderr, vm.stderr
+    vm.boot()
+    start_writing(vm)
+    vm.upgrade(arguments=[arg.replace(f'{vm.dir}/disk', str(other))
+                          for arg in vm.args])
+    wait_disk_writes(vm)
+    check_disk(vm)
+    assert (other.read_bytes(), other.stat().st_mtime_ns) == before
+
+
+PTRACE_CONT, PTRACE_DETACH, PTRACE_SEIZE = 7, 17, 0x4206
+PTRACE_O_TRACEEXEC, PTRACE_EVENT_EXEC = 1 << 4, 4
+
+
+class AtExec:
+    """Stops a child of ours in execve(2), when it has got the new program and
+    before that has done anything."""
+
+    def __init__(self, pid):
+        self.pid = pid
+        self.ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+        self.ptrace.argtypes = [ctypes.c_long] * 4
+        self.request(PTRACE_SEIZE, PTRACE_O_TRACEEXEC)
+
+    def request(self, number, data=0):
+        if self.ptrace(number, self.pid, 0, data) < 0:
+            raise OSError(ctypes.get_errno(), 'ptrace')
+
+    def wait(self):
+        while True:
+            _, status = os.waitpid(self.pid, 0)
+            assert os.WIFSTOPPED(status), f'it ended: {status:#x}'
+            if status >> 16 == PTRACE_EVENT_EXEC:
+                return
+            self.request(PTRACE_CONT, os.WSTOPSIG(status))
+
+    def go_on(self):
+        self.request(PTRACE_DETACH)
+
+
+def test_image_replaced_in_the_last_moment(raw_vm):
+    """Nothing is written to a file that the guest did not have."""
+    vm = raw_vm().boot()
+    start_writing(vm)
+    stop = AtExec(vm.pid)
+    vm.qmp.send('exec-upgrade', {'binary': str(vm.setup.new)})
+    stop.wait()
+    image = (vm.dir / 'disk').rename(vm.dir / 'moved')
+    other = vm.dir / 'disk'
+    other.write_bytes(image.read_bytes())
+    before = other.read_bytes(), other.stat().st_mtime_ns
+    stop.go_on()
+    assert vm.process.wait(60)
+    assert f"'{other}' is not the file that block node 'file' had before" in \
+        vm.stderr
     assert (other.read_bytes(), other.stat().st_mtime_ns) == before
 
 

@@ -162,9 +162,6 @@ def change(*commands, reason=None, args=(), id=None):
     return pytest.param(commands, reason, args, id=id)
 
 
-NULL_CD = ('-drive', 'if=none,id=cd,media=cdrom', '-device',
-           'ide-cd,drive=cd,id=cdrom')
-
 CHANGES = [
     change(('device_add', {'driver': 'virtio-rng-pci', 'id': 'added'}),
            reason='added', id='device_add'),
@@ -184,18 +181,6 @@ CHANGES = [
         'type': 'null', 'data': {}}}), reason='added', id='chardev-add'),
     change(('object-add', {'qom-type': 'iothread', 'id': 'added'}),
            reason='added', id='object-add'),
-    change(('blockdev-add', {'driver': 'null-co', 'node-name': 'added'}),
-           reason='added', id='blockdev-add'),
-    change(('blockdev-snapshot-sync', {
-        'device': 'd', 'snapshot-file': '{dir}/added', 'format': 'qcow2'}),
-        reason="'d'", id='snapshot'),
-    change(('blockdev-change-medium', {
-        'id': 'cdrom', 'filename': '{dir}/base', 'format': 'raw'}),
-        reason='cd', args=NULL_CD, id='medium-inserted'),
-    change(('eject', {'id': 'cdrom', 'force': True}), reason='cd',
-           args=('-drive', 'if=none,id=cd,media=cdrom,format=raw,'
-                 'file={dir}/base', '-device', 'ide-cd,drive=cd,id=cdrom'),
-           id='medium-ejected'),
     change(('device_del', {'id': 'port'}), reason='port',
            args=('-device', 'virtio-rng-pci,id=port'), id='device_del'),
 ]

@@ -242,6 +242,9 @@ def test_blkdeviotune(domain):
     domain.virsh('blkdeviotune', 'vda', '--total-iops-sec', '500')
     assert re.search(r'total_iops_sec *: 500',
                      domain.virsh('blkdeviotune', 'vda'))
+    domain.upgrade()
+    assert re.search(r'total_iops_sec *: 500',
+                     domain.virsh('blkdeviotune', 'vda'))
     domain.virsh('blkdeviotune', 'vda', '--total-iops-sec', '0')
 
 

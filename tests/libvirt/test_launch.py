@@ -34,6 +34,9 @@ SECRET_DISK = f'''<disk type="file" device="disk">
   </source>
   <target dev="vdb" bus="virtio"/>
 </disk>'''
+LIMITS = {'read_bytes_sec': 50000000, 'write_bytes_sec': 40000000,
+          'read_bytes_sec_max': 60000000, 'read_bytes_sec_max_length': 3,
+          'total_iops_sec': 3000, 'size_iops_sec': 8192}
 DISKS = '/dev/vda', '/dev/vdb'
 HUGE = '/run/hugepages'
 
@@ -131,6 +134,10 @@ def test_guest_nodes(start_with_memory):
 # Everything else: in one domain
 
 def configure(root):
+    disk = root.find('devices/disk')
+    limits = ET.SubElement(disk, 'iotune')
+    for name, value in LIMITS.items():
+        ET.SubElement(limits, name).text = str(value)
     root.find('devices').append(ET.fromstring(SECRET_DISK))
     root.find('devices/graphics').set('passwd', PASSWORD)
 
@@ -175,6 +182,15 @@ def upgraded(make_host):
     return domain, before, look(domain)
 
 
+def limits(domain):
+    """QEMU's, of each drive."""
+    names = re.compile(r'(bps|iops)(_|$)|group')
+    return {drive['qdev']: {name: value for name, value in
+                            drive.get('inserted', {}).items()
+                            if names.match(name)}
+            for drive in domain.qmp('query-block')}
+
+
 def given_descriptors(domain):
     """What is behind the descriptors that the command line names."""
     words = Path(f'/proc/{domain.pid}/cmdline').read_text()
@@ -212,6 +228,8 @@ def devices(domain):
 
 def look(domain):
     return {
+        'limits': limits(domain),
+        'blkdeviotune': domain.virsh('blkdeviotune', 'vda'),
         'descriptors': given_descriptors(domain),
         'locks': pidfile_locks(domain),
         'rights': status(domain, 'Uid', 'Gid', 'Groups', 'CapInh', 'CapPrm',
@@ -226,12 +244,23 @@ def look(domain):
 
 
 @pytest.mark.parametrize('what', [
-    'descriptors', 'locks', 'rights', 'namespaces', 'devices', 'cgroup',
-    'process limits', 'oom'])
+    'limits', 'blkdeviotune', 'descriptors', 'locks', 'rights', 'namespaces',
+    'devices', 'cgroup', 'process limits', 'oom'])
 def test_same(upgraded, what):
     _, before, after = upgraded
     assert before[what]
     assert after[what] == before[what]
+
+
+def test_limits(upgraded):
+    """libvirt sets them with a command after it has started QEMU, and
+    changes them in the same way."""
+    domain, before, _ = upgraded
+    found, = (drive for drive in before['limits'].values()
+              if drive.get('iops') == LIMITS['total_iops_sec'])
+    assert found['bps_rd_max_length'] == LIMITS['read_bytes_sec_max_length']
+    domain.virsh('blkdeviotune', 'vda', '--total-iops-sec', '2000')
+    assert 2000 in (drive.get('iops') for drive in limits(domain).values())
 
 
 @needs_openssl
