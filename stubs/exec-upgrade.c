@@ -12,6 +12,10 @@ bool exec_upgrade_adopting(void)
     return false;
 }
 
+void exec_upgrade_property_set(Object *obj, const char *name, bool done)
+{
+}
+
 bool exec_upgrade_thread_retry(const char *name, int err)
 {
     return false;

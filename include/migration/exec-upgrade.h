@@ -297,6 +297,14 @@ bool exec_upgrade_vmgenid_adopt(struct VmGenIdState *vms);
  */
 void exec_upgrade_numa_changed(void);
 
+/**
+ * exec_upgrade_property_set: a command has set a property
+ * @obj: its object
+ * @name: the property
+ * @done: false if that was refused
+ */
+void exec_upgrade_property_set(Object *obj, const char *name, bool done);
+
 /*
  * Memory, in softmmu/physmem-exec-upgrade.c.inc
  */

@@ -56,6 +56,7 @@ extern const ExecUpgradeStage exec_upgrade_stage_thread_context;
 extern const ExecUpgradeStage exec_upgrade_stage_device_state;
 extern const ExecUpgradeStage exec_upgrade_stage_block;
 extern const ExecUpgradeStage exec_upgrade_stage_configuration;
+extern const ExecUpgradeStage exec_upgrade_stage_properties;
 extern const ExecUpgradeStage exec_upgrade_stage_vmgenid;
 extern const ExecUpgradeStage exec_upgrade_stage_balloon;
 extern const ExecUpgradeStage exec_upgrade_stage_monitor_thread;

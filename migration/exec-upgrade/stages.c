@@ -26,6 +26,7 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     &stage_ram,
     &exec_upgrade_stage_block,
     &exec_upgrade_stage_configuration,
+    &exec_upgrade_stage_properties,
     &exec_upgrade_stage_vmgenid,
     /* Before devices: qtest's clock is theirs */
     &exec_upgrade_stage_qtest,
