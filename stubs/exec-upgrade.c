@@ -20,3 +20,8 @@ bool exec_upgrade_thread_retry(const char *name, int err)
 {
     return false;
 }
+
+void exec_upgrade_ledger_add_object(Object *obj, const char *type,
+                                    const char *id, const QDict *properties)
+{
+}

@@ -306,6 +306,61 @@ void exec_upgrade_numa_changed(void);
 void exec_upgrade_property_set(Object *obj, const char *name, bool done);
 
 /*
+ * The ledger of what commands have made, and what they have deleted
+ */
+
+struct ObjectOptions;
+
+/**
+ * exec_upgrade_ledger_add_device: a device was made
+ * @dev: the device
+ * @options: as for device_add
+ * @typed: values in @options have their JSON types, else all are strings
+ */
+void exec_upgrade_ledger_add_device(DeviceState *dev, const QDict *options,
+                                    bool typed);
+
+/**
+ * exec_upgrade_ledger_add_object: an object was made
+ * @obj: the object, or NULL if it could not be made after all
+ * @type: its type
+ * @id: its id
+ * @properties: its properties, as for object-add
+ */
+void exec_upgrade_ledger_add_object(Object *obj, const char *type,
+                                    const char *id, const QDict *properties);
+
+/**
+ * exec_upgrade_ledger_anon_number: number of a device without an id
+ * @next: the next one; updated
+ */
+int exec_upgrade_ledger_anon_number(int *next);
+
+/*
+ * exec_upgrade_object_option, exec_upgrade_device_option,
+ * exec_upgrade_device_option_json: make what the command line says, but not
+ * what was deleted since; and a device where it was, if there is no such one
+ * before it any more
+ */
+void exec_upgrade_object_option(struct ObjectOptions *options, Error **errp);
+DeviceState *exec_upgrade_device_option(QemuOpts *opts, Error **errp);
+DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
+                                             Error **errp);
+
+/**
+ * exec_upgrade_chardev_removed: whether a character device of the command line
+ * was deleted since, so that it is not created
+ * @id: its id
+ */
+bool exec_upgrade_chardev_removed(const char *id);
+
+/*
+ * Make what commands have added.  Exit if that fails.
+ */
+void exec_upgrade_objects_build(bool (*is_wanted)(const char *type));
+void exec_upgrade_chardevs_build(void);
+
+/*
  * Memory, in softmmu/physmem-exec-upgrade.c.inc
  */
 

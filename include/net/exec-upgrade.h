@@ -34,6 +34,22 @@ int exec_upgrade_net_init(ExecUpgradeNetInit *init, const Netdev *netdev,
                           NetClientState *peer, Error **errp);
 
 /**
+ * exec_upgrade_netdev_removed: whether a network backend of the command line
+ * was deleted since, so that it is not created
+ * @id: its id
+ */
+bool exec_upgrade_netdev_removed(const char *id);
+
+/**
+ * exec_upgrade_netdevs_build: create the network backends that commands have
+ * added
+ *
+ * After those of the command line, whose device state is numbered.  Exits if
+ * that fails.
+ */
+void exec_upgrade_netdevs_build(void);
+
+/**
  * exec_upgrade_net_complete_packets: the guest was stopped: complete what is
  * queued for a net client
  * @nc: the net client

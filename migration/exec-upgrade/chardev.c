@@ -96,6 +96,7 @@ bool exec_upgrade_chardev_open(Chardev *chr, ChardevBackend *backend,
     const ChardevExecUpgrade *ops = exec_upgrade_chardev_ops(chr);
     ChardevClass *cc = CHARDEV_GET_CLASS(chr);
 
+    exec_upgrade_ledger_add_chardev(chr, backend);
     if (!record) {
         return false;
     }

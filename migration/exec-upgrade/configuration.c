@@ -1,9 +1,10 @@
 /*
  * Exec-upgrade: configuration that was changed since the start
  *
- * The new process builds what the command line says.  What the user has added,
- * removed or changed since would be lost or come back, so that it is looked
- * for and refused; settings that a command can simply set again are carried.
+ * The new process builds what the command line says, and what is in the
+ * ledger; see ledger.c.  What else the user has added, removed or changed since
+ * would be lost or come back, so that it is looked for and refused; settings
+ * that a command can simply set again are carried.
  *
  * What is compared is a list of things, each with a kind, a name and a
  * description.  It is noted in each process when its start is complete.
@@ -12,11 +13,11 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/throttle-groups.h"
 #include "chardev/char.h"
 #include "chardev/char-fe.h"
 #include "hw/boards.h"
 #include "hw/qdev-core.h"
+#include "hw/virtio/virtio-net.h"
 #include "net/net.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
@@ -25,7 +26,9 @@
 #include "qapi/qmp/qjson.h"
 #include "qapi/qobject-input-visitor.h"
 #include "qapi/qobject-output-visitor.h"
+#include "qemu/config-file.h"
 #include "qemu/error-report.h"
+#include "qemu/option.h"
 #include "qemu/thread-context.h"
 #include "qom/qom-qobject.h"
 #include "sysemu/replay.h"
@@ -39,28 +42,37 @@ typedef enum Kind {
     KIND_THREAD_CONTEXT,
     KIND_CHARDEV,
     KIND_NETDEV,
-    /* Properties of something that is itself in the list */
-    KIND_THROTTLE,
 } Kind;
 
 static const struct {
     const char *name;
-    bool property;
     bool may_vanish;
+    /* For what has an option of its own, which can be left out */
+    int ledger_kind;
 } kinds[] = {
-    [KIND_DEVICE]    = { "device" },
-    [KIND_OBJECT]    = { "object" },
+    [KIND_DEVICE]    = { "device",
+                         .ledger_kind = EXEC_UPGRADE_LEDGER_KIND_DEVICE },
+    [KIND_OBJECT]    = { "object",
+                         .ledger_kind = EXEC_UPGRADE_LEDGER_KIND_OBJECT },
     /* The new process deletes it, too */
     [KIND_THREAD_CONTEXT] = { "thread context", .may_vanish = true },
-    [KIND_CHARDEV]   = { "character device" },
-    [KIND_NETDEV]    = { "network backend" },
-    [KIND_THROTTLE]  = { "the throttling of", .property = true },
+    [KIND_CHARDEV]   = { "character device",
+                         .ledger_kind = EXEC_UPGRADE_LEDGER_KIND_CHARDEV },
+    [KIND_NETDEV]    = { "network backend",
+                         .ledger_kind = EXEC_UPGRADE_LEDGER_KIND_NETDEV },
 };
 
+/*
+ * @option: it is made by an option with its name as the id, which the new
+ *          process can leave out
+ * @ledger: it is in the ledger
+ */
 typedef struct Thing {
     Kind kind;
     char *name;
     char *description;
+    bool option;
+    bool ledger;
 } Thing;
 
 /* Things in the order of kind and name; NULL before the start is complete */
@@ -79,14 +91,15 @@ static void thing_free(gpointer opaque)
 }
 
 /* Takes the ownership of @name and @description */
-static void add(GPtrArray *things, Kind kind, char *name, char *description)
+static Thing *add(GPtrArray *things, Kind kind, char *name, char *description)
 {
-    Thing *thing = g_new(Thing, 1);
+    Thing *thing = g_new0(Thing, 1);
 
     thing->kind = kind;
     thing->name = name;
     thing->description = description;
     g_ptr_array_add(things, thing);
+    return thing;
 }
 
 static int thing_compare(const Thing *a, const Thing *b)
@@ -123,21 +136,43 @@ static char *device_name(DeviceState *dev)
 static int add_device(Object *obj, void *things)
 {
     DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
+    Thing *thing;
 
     if (!dev) {
         return object_child_foreach(obj, add_device, things);
     }
-    add(things, KIND_DEVICE, device_name(dev),
-        g_strdup(object_get_typename(obj)));
+    thing = add(things, KIND_DEVICE, device_name(dev),
+                g_strdup(object_get_typename(obj)));
+    thing->option = dev->id && dev->opts;
+    thing->ledger = exec_upgrade_ledger_has(obj);
+    return 0;
+}
+
+/* The primary of a failover pair, which is no device before the guest asks */
+static int add_hidden_device(Object *obj, void *things)
+{
+    VirtIONet *n = (VirtIONet *)object_dynamic_cast(obj, TYPE_VIRTIO_NET);
+
+    if (n && n->failover && n->primary_opts) {
+        const char *id = qdict_get_try_str(n->primary_opts, "id");
+
+        add(things, KIND_DEVICE, g_strdup_printf("%s (hidden)", id ?: ""),
+            g_strdup(""));
+    }
     return 0;
 }
 
 static int add_object(Object *obj, void *things)
 {
-    add(things, object_dynamic_cast(obj, TYPE_THREAD_CONTEXT)
-                ? KIND_THREAD_CONTEXT : KIND_OBJECT,
-        g_strdup(object_get_canonical_path_component(obj)),
-        g_strdup(object_get_typename(obj)));
+    MachineClass *mc = MACHINE_GET_CLASS(qdev_get_machine());
+    const char *name = object_get_canonical_path_component(obj);
+    Thing *thing;
+
+    thing = add(things, object_dynamic_cast(obj, TYPE_THREAD_CONTEXT)
+                        ? KIND_THREAD_CONTEXT : KIND_OBJECT,
+                g_strdup(name), g_strdup(object_get_typename(obj)));
+    thing->option = g_strcmp0(name, mc->default_ram_id);
+    thing->ledger = exec_upgrade_ledger_has(obj);
     return 0;
 }
 
@@ -154,6 +189,7 @@ static int add_chardev(Object *obj, void *things)
     const char *type = object_get_typename(obj);
     Chardev *chr = CHARDEV(obj);
     g_autofree char *where = NULL;
+    Thing *thing;
 
     /* A socket's file name tells of its connection, too */
     if (object_property_find(obj, "addr")) {
@@ -161,8 +197,12 @@ static int add_chardev(Object *obj, void *things)
     } else {
         where = g_strdup(chr->filename);
     }
-    add(things, KIND_CHARDEV, g_strdup(chr->label),
-        g_strdup_printf("%s %s", type, where ?: ""));
+    thing = add(things, KIND_CHARDEV, g_strdup(chr->label),
+                g_strdup_printf("%s %s", type, where ?: ""));
+    /* A multiplexer's option makes what it is on, too, with another name */
+    thing->option = qemu_opts_find(qemu_find_opts("chardev"), chr->label) &&
+                    !CHARDEV_IS_MUX(chr);
+    thing->ledger = exec_upgrade_ledger_has(obj);
     return 0;
 }
 
@@ -175,28 +215,16 @@ static void add_netdevs(GPtrArray *things)
     qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER__MAX, count);
     for (int i = 0; i < count; i++) {
         NetClientState *nc = clients[i];
+        Thing *thing;
 
         /* A NIC's is its device */
         if (nc->info->type != NET_CLIENT_DRIVER_NIC && !nc->queue_index) {
-            add(things, KIND_NETDEV, g_strdup(nc->name),
-                g_strdup(NetClientDriver_str(nc->info->type)));
+            thing = add(things, KIND_NETDEV, g_strdup(nc->name),
+                        g_strdup(NetClientDriver_str(nc->info->type)));
+            thing->option = nc->is_netdev;
+            thing->ledger = exec_upgrade_ledger_has_netdev(nc->name);
         }
     }
-}
-
-static void add_throttle_group(GPtrArray *things, Object *obj)
-{
-    add(things, KIND_THROTTLE,
-        g_strdup(object_get_canonical_path_component(obj)),
-        qobject_text(object_property_get_qobject(obj, "limits", NULL)));
-}
-
-static int add_if_throttle_group(Object *obj, void *things)
-{
-    if (object_dynamic_cast(obj, TYPE_THROTTLE_GROUP)) {
-        add_throttle_group(things, obj);
-    }
-    return 0;
 }
 
 static GPtrArray *find_things(void)
@@ -204,9 +232,9 @@ static GPtrArray *find_things(void)
     GPtrArray *things = g_ptr_array_new_with_free_func(thing_free);
 
     object_child_foreach(qdev_get_machine(), add_device, things);
+    object_child_foreach_recursive(qdev_get_machine(), add_hidden_device,
+                                   things);
     object_child_foreach(object_get_objects_root(), add_object, things);
-    object_child_foreach(object_get_objects_root(), add_if_throttle_group,
-                         things);
     object_child_foreach(get_chardevs_root(), add_chardev, things);
     add_netdevs(things);
     g_ptr_array_sort(things, thing_sort);
@@ -261,9 +289,21 @@ void exec_upgrade_configuration_note(void)
         g_ptr_array_unref(at_start);
     }
     at_start = find_things();
+    for (int i = at_start->len - 1; i >= 0; i--) {
+        const Thing *thing = at_start->pdata[i];
+
+        if (thing->ledger) {
+            g_ptr_array_remove_index(at_start, i);
+        }
+    }
     if (!phase_check(PHASE_MACHINE_READY)) {
         qemu_add_machine_init_done_notifier(&machine_done);
     }
+}
+
+bool exec_upgrade_configuration_noted(void)
+{
+    return at_start;
 }
 
 void exec_upgrade_numa_changed(void)
@@ -282,8 +322,28 @@ static void thing_blocker(strList **blockers, const Thing *thing,
                              kinds[thing->kind].name, thing->name, what);
 }
 
+static void thing_removed(const Thing *thing, strList **blockers,
+                          ExecUpgradeLedgerNameList **removed)
+{
+    ExecUpgradeLedgerName *name;
+
+    if (kinds[thing->kind].may_vanish) {
+        return;
+    }
+    if (!thing->option) {
+        thing_blocker(blockers, thing, "removed");
+        return;
+    }
+    name = g_new0(ExecUpgradeLedgerName, 1);
+    name->kind = kinds[thing->kind].ledger_kind;
+    name->id = g_strdup(thing->name);
+    QAPI_LIST_PREPEND(*removed, name);
+}
+
+/* @blockers and @removed are added to */
 static void compare_things(GPtrArray *before, GPtrArray *now,
-                           strList **blockers)
+                           strList **blockers,
+                           ExecUpgradeLedgerNameList **removed)
 {
     int i = 0, j = 0;
 
@@ -292,15 +352,13 @@ static void compare_things(GPtrArray *before, GPtrArray *now,
         const Thing *new = j < now->len ? now->pdata[j] : NULL;
         int order = !old ? 1 : !new ? -1 : thing_compare(old, new);
 
-        if (order < 0) {
-            if (!kinds[old->kind].property && !kinds[old->kind].may_vanish) {
-                thing_blocker(blockers, old, "removed");
-            }
+        if (new && new->ledger) {
+            j++;
+        } else if (order < 0) {
+            thing_removed(old, blockers, removed);
             i++;
         } else if (order > 0) {
-            if (!kinds[new->kind].property) {
-                thing_blocker(blockers, new, "added");
-            }
+            thing_blocker(blockers, new, "added");
             j++;
         } else {
             if (strcmp(old->description, new->description)) {
@@ -308,6 +366,85 @@ static void compare_things(GPtrArray *before, GPtrArray *now,
             }
             i++;
             j++;
+        }
+    }
+}
+
+ExecUpgradeLedgerNameList *exec_upgrade_configuration_removed(void)
+{
+    g_autoptr(GPtrArray) now = find_things();
+    ExecUpgradeLedgerNameList *removed = NULL;
+    strList *blockers = NULL;
+
+    if (at_start) {
+        compare_things(at_start, now, &blockers, &removed);
+    }
+    qapi_free_strList(blockers);
+    return removed;
+}
+
+/* Whether @text has @id as a word, behind @before */
+static bool has_word(const char *text, const char *before, const char *id)
+{
+    static const char word[] = "-._" "0123456789" "abcdefghijklmnopqrstuvwxyz"
+                               "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+    size_t len = strlen(id), before_len = strlen(before);
+
+    for (const char *p = text; (p = strstr(p, id)); p++) {
+        bool starts = p == text || !strchr(word, p[-1]);
+        bool ends = !p[len] || !strchr(word, p[len]);
+
+        if (starts && ends && p - text >= before_len &&
+            !strncmp(p - before_len, before, before_len)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Whether an argument makes something that was deleted */
+static bool is_left_out(const char *argument,
+                        const ExecUpgradeLedgerNameList *removed)
+{
+    for (; removed; removed = removed->next) {
+        const char *id = removed->value->id;
+
+        if (has_word(argument, "id=", id) ||
+            has_word(argument, "\"id\":\"", id) ||
+            has_word(argument, "\"id\": \"", id)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * Objects can be deleted while something that goes on has what it took from
+ * them, a secret or a certificate.  The new process would look for them.
+ */
+static void check_removed_object(const char *id,
+                                 const ExecUpgradeLedgerNameList *removed,
+                                 strList **blockers)
+{
+    char **argv = exec_upgrade_argv();
+
+    for (int i = 1; argv[i]; i++) {
+        if (strstr(argv[i], "-readconfig") ||
+            (has_word(argv[i], "", id) && !is_left_out(argv[i], removed))) {
+            exec_upgrade_add_blocker(blockers, "object '%s' was removed after "
+                                     "start, but '%s' of the command line may "
+                                     "still need it", id, argv[i]);
+            return;
+        }
+    }
+}
+
+static void check_removed(const ExecUpgradeLedgerNameList *removed,
+                          strList **blockers)
+{
+    for (const ExecUpgradeLedgerNameList *l = removed; l; l = l->next) {
+        if (l->value->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
+            check_removed_object(l->value->id, removed, blockers);
         }
     }
 }
@@ -342,13 +479,16 @@ static void configuration_check(strList **blockers)
 {
     g_autoptr(GPtrArray) now = find_things();
     MachineState *machine = MACHINE(qdev_get_machine());
+    ExecUpgradeLedgerNameList *removed = NULL;
     Object *gdb;
 
     if (!at_start) {
         exec_upgrade_add_blocker(blockers, "the machine is not complete yet");
         return;
     }
-    compare_things(at_start, now, blockers);
+    compare_things(at_start, now, blockers, &removed);
+    check_removed(removed, blockers);
+    qapi_free_ExecUpgradeLedgerNameList(removed);
 
     file_blocker(blockers, machine->kernel_filename, "the kernel");
     file_blocker(blockers, machine->initrd_filename, "the initrd");

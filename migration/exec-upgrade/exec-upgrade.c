@@ -487,6 +487,7 @@ ExecUpgradeInfo *qmp_query_exec_upgrade(Error **errp)
                                  "an exec-upgrade is already running");
     }
     info->count = upgrade.count;
+    info->changes = exec_upgrade_ledger_changes();
     if (upgrade.last) {
         info->has_last = true;
         info->last = QAPI_CLONE(ExecUpgradeResult, upgrade.last);

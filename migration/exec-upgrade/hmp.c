@@ -48,6 +48,9 @@ void hmp_info_exec_upgrade(Monitor *mon, const QDict *qdict)
     }
     monitor_printf(mon, "exec-upgrade: %s\n", info->enabled ? "on" : "off");
     monitor_printf(mon, "Upgrades so far: %" PRId64 "\n", info->count);
+    for (e = info->changes; e; e = e->next) {
+        monitor_printf(mon, "Changed: %s\n", e->value);
+    }
     for (e = info->blockers; e; e = e->next) {
         monitor_printf(mon, "Blocked: %s\n", e->value);
     }

@@ -53,6 +53,7 @@ extern const ExecUpgradeStage *const exec_upgrade_stages[];
 extern const ExecUpgradeStage exec_upgrade_stage_process;
 extern const ExecUpgradeStage exec_upgrade_stage_sandbox;
 extern const ExecUpgradeStage exec_upgrade_stage_thread_context;
+extern const ExecUpgradeStage exec_upgrade_stage_ledger;
 extern const ExecUpgradeStage exec_upgrade_stage_device_state;
 extern const ExecUpgradeStage exec_upgrade_stage_block;
 extern const ExecUpgradeStage exec_upgrade_stage_configuration;
@@ -393,6 +394,38 @@ void exec_upgrade_drives_load(const ExecUpgradeHandoff *h);
  */
 void exec_upgrade_configuration_note(void);
 
+/* exec_upgrade_configuration_noted: whether that was done */
+bool exec_upgrade_configuration_noted(void);
+
+/* exec_upgrade_configuration_removed: what of the command line is gone */
+ExecUpgradeLedgerNameList *exec_upgrade_configuration_removed(void);
+
+/*
+ * The ledger of what commands have made
+ */
+
+/* exec_upgrade_ledger_has: whether it has @obj, or what it is a part of */
+bool exec_upgrade_ledger_has(Object *obj);
+bool exec_upgrade_ledger_has_netdev(const char *id);
+
+/* exec_upgrade_ledger_changes: what differs from the command line, in words */
+strList *exec_upgrade_ledger_changes(void);
+
+/**
+ * exec_upgrade_ledger_add_netdev: a network backend was made
+ * @netdev: its options
+ */
+void exec_upgrade_ledger_add_netdev(const Netdev *netdev);
+
+/**
+ * exec_upgrade_ledger_add_chardev: a character device is being made
+ * @chr: the character device, which has its label
+ * @backend: its options, or NULL
+ */
+struct ChardevBackend;
+void exec_upgrade_ledger_add_chardev(Chardev *chr,
+                                     const struct ChardevBackend *backend);
+
 /* The arguments that this process was started with, NULL-terminated */
 char **exec_upgrade_argv(void);
 
@@ -455,6 +488,8 @@ bool exec_upgrade_ram_load(const ExecUpgradeHandoff *h, Error **errp);
  */
 int exec_upgrade_device_state_save(QEMUFile *f);
 int exec_upgrade_device_state_load(QEMUFile *f);
+ExecUpgradeStateIdsList *exec_upgrade_state_ids_save(void);
+void exec_upgrade_state_ids_load(const ExecUpgradeStateIdsList *list);
 void exec_upgrade_device_state_check(strList **blockers);
 void exec_upgrade_migration_check(strList **blockers);
 

@@ -296,6 +296,7 @@ int exec_upgrade_net_init(ExecUpgradeNetInit *init, const Netdev *netdev,
 {
     const ExecUpgradeHandoff *h = exec_upgrade_handoff();
     NetClientDriver type = netdev->type;
+    int ret;
 
     if (type == NET_CLIENT_DRIVER_BRIDGE) {
         /* A tap that another program opens */
@@ -303,9 +304,14 @@ int exec_upgrade_net_init(ExecUpgradeNetInit *init, const Netdev *netdev,
     }
     if (h && h->has_net && backend_find(type) &&
         client_find(h->net, type, netdev->id, 0)) {
-        return net_adopt(h->net, netdev, type, peer, errp);
+        ret = net_adopt(h->net, netdev, type, peer, errp);
+    } else {
+        ret = init(netdev, netdev->id, peer, errp);
     }
-    return init(netdev, netdev->id, peer, errp);
+    if (ret >= 0) {
+        exec_upgrade_ledger_add_netdev(netdev);
+    }
+    return ret;
 }
 
 static bool net_load(const ExecUpgradeHandoff *h, Error **errp)

@@ -23,6 +23,8 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     &exec_upgrade_stage_process,
     &exec_upgrade_stage_sandbox,
     &exec_upgrade_stage_thread_context,
+    /* What there is, before what it is like */
+    &exec_upgrade_stage_ledger,
     &stage_ram,
     &exec_upgrade_stage_block,
     &exec_upgrade_stage_configuration,

@@ -534,7 +534,8 @@ def test_hmp(boot, setup):
 def test_query_exec_upgrade(boot):
     vm = boot()
     query = vm.qmp.execute('query-exec-upgrade')
-    assert query == {'enabled': True, 'blockers': [], 'count': 0}
+    assert query == {'enabled': True, 'blockers': [], 'count': 0,
+                     'changes': []}
     for count in 1, 2:
         result = vm.upgrade()
         assert vm.qmp.execute('query-exec-upgrade') == {

@@ -49,6 +49,17 @@ def test_set_is_what_it_is_now(vm):
     assert get(vm, path, name) == 0
 
 
+def test_limits(vm):
+    path = '/objects/tg'
+    vm.qmp.execute('qom-set', path=path, property='limits',
+                   value={'iops-total': 500, 'iops-size': 4096})
+    limits = get(vm, path, 'limits')
+    for _ in range(2):
+        vm.upgrade()
+        assert get(vm, path, 'limits') == limits
+    assert (limits['iops-total'], limits['iops-size']) == (500, 4096)
+
+
 def test_refused_is_not_carried(vm):
     """What could not be set, or is not there, leaves nothing behind."""
     for arguments in ({'path': '/objects/io', 'property': 'poll-max-ns',

@@ -156,67 +156,6 @@ def test_block_job_running(make_vm, qemu_img, command, arguments):
         vm.upgrade()
 
 
-# Configuration changed since start
-
-def change(*commands, reason=None, args=(), id=None):
-    return pytest.param(commands, reason, args, id=id)
-
-
-CHANGES = [
-    change(('device_add', {'driver': 'virtio-rng-pci', 'id': 'added'}),
-           reason='added', id='device_add'),
-    change(('device_add', {'driver': 'virtio-rng-pci'}),
-           reason='peripheral-anon', id='device_add-without-id'),
-    change(('device_add', {'driver': 'qemu64-x86_64-cpu', 'id': 'added',
-                           'socket-id': 1, 'core-id': 0, 'thread-id': 0}),
-           reason='added', args=('-smp', '1,maxcpus=2,sockets=2'), id='cpu'),
-    change(('object-add', {'qom-type': 'memory-backend-ram', 'id': 'm',
-                           'size': 64 << 20}),
-           ('device_add', {'driver': 'pc-dimm', 'id': 'added',
-                           'memdev': 'm'}),
-           reason='added', args=('-m', '192,slots=2,maxmem=1G'), id='dimm'),
-    change(('netdev_add', {'type': 'user', 'id': 'added'}),
-           reason='added', id='netdev_add'),
-    change(('chardev-add', {'id': 'added', 'backend': {
-        'type': 'null', 'data': {}}}), reason='added', id='chardev-add'),
-    change(('object-add', {'qom-type': 'iothread', 'id': 'added'}),
-           reason='added', id='object-add'),
-    change(('device_del', {'id': 'port'}), reason='port',
-           args=('-device', 'virtio-rng-pci,id=port'), id='device_del'),
-]
-
-
-@pytest.mark.parametrize('commands, reason, args', CHANGES)
-def test_configuration_changed(make_vm, qemu_img, commands, reason, args):
-    def make():
-        vm = make_vm()
-        vm.args += [arg.format(dir=vm.dir) for arg in args]
-        return vm
-    vm = block_vm(make, qemu_img)
-    assert not vm.blockers()
-    for command, arguments in commands:
-        vm.qmp.reply(vm.qmp.send(command, {
-            k: v.format(dir=vm.dir) if isinstance(v, str) else v
-            for k, v in arguments.items()}))
-    if command == 'device_del':
-        vm.qmp.wait_event('DEVICE_DELETED', device='port')
-    check_refused(vm, reason)
-    assert 'boot_id' in vm.agent.ask('counter')
-
-
-def test_change_taken_back(boot):
-    """What was added and removed again is no reason any more."""
-    vm = boot()
-    vm.qmp.execute('object-add', qom_type='iothread', id='added')
-    vm.qmp.execute('chardev-add', id='new', backend={
-        'type': 'null', 'data': {}})
-    assert len(vm.blockers()) >= 2
-    vm.qmp.execute('object-del', id='added')
-    vm.qmp.execute('chardev-remove', id='new')
-    assert not vm.blockers()
-    vm.upgrade()
-
-
 def test_exec_upgrade_already_running(make_vm):
     """Two at once: one happens; the other happens after it, or is refused
     for that reason."""

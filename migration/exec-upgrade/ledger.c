@@ -1,0 +1,796 @@
+/*
+ * Exec-upgrade: the ledger of what commands have made
+ *
+ * The new process builds what its command line says, but for what was deleted
+ * since, and what commands have added.  Each object, character device, network
+ * backend and device that a command makes leaves the options of its making
+ * here for as long as it exists.  The new process makes it from them, by the
+ * function that the command used.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/throttle-groups.h"
+#include "chardev/char.h"
+#include "hw/qdev-core.h"
+#include "monitor/qdev.h"
+#include "net/exec-upgrade.h"
+#include "net/net.h"
+#include "qapi/clone-visitor.h"
+#include "qapi/error.h"
+#include "qapi/qapi-commands-net.h"
+#include "qapi/qapi-visit-char.h"
+#include "qapi/qapi-visit-exec-upgrade.h"
+#include "qapi/qapi-visit-net.h"
+#include "qapi/qapi-visit-qom.h"
+#include "qapi/qmp/qdict.h"
+#include "qapi/qobject-input-visitor.h"
+#include "qapi/qobject-output-visitor.h"
+#include "qemu/config-file.h"
+#include "qemu/error-report.h"
+#include "qemu/option.h"
+#include "qom/object_interfaces.h"
+#include "qom/qom-qobject.h"
+#include "../../chardev/chardev-internal.h"
+#include "ledger.h"
+#include "trace.h"
+
+/* The property by which an object tells of its end */
+#define ENTRY_PROPERTY "x-exec-upgrade-ledger"
+
+/* In the order in which they were made */
+static QTAILQ_HEAD(, LedgerEntry) ledger = QTAILQ_HEAD_INITIALIZER(ledger);
+
+/* What the command line makes, and earlier processes found deleted */
+static ExecUpgradeLedgerNameList *removed;
+
+/* The entry of the previous process that is being made again */
+static const ExecUpgradeLedgerEntry *building;
+
+static const ExecUpgradeLedger *handoff_ledger(void)
+{
+    const ExecUpgradeHandoff *h = exec_upgrade_handoff();
+
+    return h && h->has_ledger ? h->ledger : NULL;
+}
+
+/*
+ * Entries
+ */
+
+static void entry_free(LedgerEntry *entry)
+{
+    QTAILQ_REMOVE(&ledger, entry, next);
+    g_free(entry->id);
+    qobject_unref(entry->options);
+    g_free(entry);
+}
+
+static void entry_release(Object *obj, const char *name, void *entry)
+{
+    entry_free(entry);
+}
+
+/* Network backends are no objects that could tell of their end */
+static void forget_gone_netdevs(void)
+{
+    LedgerEntry *entry, *next;
+
+    QTAILQ_FOREACH_SAFE(entry, &ledger, next, next) {
+        if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_NETDEV &&
+            !qemu_find_netdev(entry->id)) {
+            entry_free(entry);
+        }
+    }
+}
+
+/* What start-up itself makes is in the command line, one way or another */
+static bool is_command(void)
+{
+    return building || (exec_upgrade_configuration_noted() &&
+                        phase_check(PHASE_MACHINE_READY));
+}
+
+/* Takes the reference to @options */
+static void entry_add(ExecUpgradeLedgerKind kind, const char *id, Object *obj,
+                      QDict *options, bool typed)
+{
+    LedgerEntry *entry = g_new0(LedgerEntry, 1);
+
+    entry->kind = kind;
+    entry->id = g_strdup(id);
+    entry->obj = obj;
+    entry->options = options;
+    entry->typed = typed;
+    QTAILQ_INSERT_TAIL(&ledger, entry, next);
+    if (obj) {
+        object_property_add(obj, ENTRY_PROPERTY, "ledger", NULL, NULL,
+                            entry_release, entry);
+    }
+    trace_exec_upgrade_ledger_add(ExecUpgradeLedgerKind_str(kind), id ?: "");
+}
+
+bool exec_upgrade_ledger_has(Object *obj)
+{
+    for (; obj; obj = obj->parent) {
+        if (object_property_find(obj, ENTRY_PROPERTY)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static LedgerEntry *netdev_find(const char *id)
+{
+    LedgerEntry *entry;
+
+    forget_gone_netdevs();
+    QTAILQ_FOREACH(entry, &ledger, next) {
+        if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_NETDEV &&
+            !strcmp(entry->id, id)) {
+            return entry;
+        }
+    }
+    return NULL;
+}
+
+bool exec_upgrade_ledger_has_netdev(const char *id)
+{
+    return netdev_find(id);
+}
+
+/*
+ * What the hooks call
+ */
+
+void exec_upgrade_ledger_add_device(DeviceState *dev, const QDict *options,
+                                    bool typed)
+{
+    if (is_command() && !qdict_haskey(options, "failover_pair_id")) {
+        entry_add(EXEC_UPGRADE_LEDGER_KIND_DEVICE, dev->id, OBJECT(dev),
+                  qdict_clone_shallow(options), typed);
+    }
+}
+
+void exec_upgrade_ledger_add_object(Object *obj, const char *type,
+                                    const char *id, const QDict *properties)
+{
+    QDict *options;
+
+    if (!obj || !is_command()) {
+        return;
+    }
+    options = qdict_clone_shallow(properties);
+    qdict_put_str(options, "qom-type", type);
+    qdict_put_str(options, "id", id);
+    entry_add(EXEC_UPGRADE_LEDGER_KIND_OBJECT, id, obj, options, true);
+}
+
+void exec_upgrade_ledger_add_netdev(const Netdev *netdev)
+{
+    QObject *options = NULL;
+    LedgerEntry *entry;
+    Visitor *v;
+
+    if (!is_command()) {
+        return;
+    }
+    /* One of the same name has been deleted, else this could not be made */
+    entry = netdev_find(netdev->id);
+    if (entry) {
+        entry_free(entry);
+    }
+    v = qobject_output_visitor_new(&options);
+    visit_type_Netdev(v, NULL, (Netdev **)&netdev, &error_abort);
+    visit_complete(v, &options);
+    visit_free(v);
+    entry_add(EXEC_UPGRADE_LEDGER_KIND_NETDEV, netdev->id, NULL,
+              qobject_to(QDict, options), true);
+}
+
+void exec_upgrade_ledger_add_chardev(Chardev *chr,
+                                     const ChardevBackend *backend)
+{
+    const char *type = object_get_typename(OBJECT(chr));
+    ChardevBackend *typed;
+    QObject *value = NULL;
+    QDict *options;
+    Visitor *v;
+    int kind;
+
+    /* HMP gdbserver makes one for itself */
+    if (!backend || !is_command() || CHARDEV_GET_CLASS(chr)->internal ||
+        !strcmp(chr->label, "gdb")) {
+        return;
+    }
+    kind = qapi_enum_parse(&ChardevBackendKind_lookup,
+                           type + strlen("chardev-"), -1, NULL);
+    if (kind < 0) {
+        return;
+    }
+    /* HMP leaves the kind out where only common options count */
+    typed = g_memdup2(backend, sizeof(*backend));
+    typed->type = kind;
+    v = qobject_output_visitor_new(&value);
+    visit_type_ChardevBackend(v, NULL, &typed, &error_abort);
+    visit_complete(v, &value);
+    visit_free(v);
+    g_free(typed);
+
+    options = qdict_new();
+    qdict_put_obj(options, "backend", value);
+    entry_add(EXEC_UPGRADE_LEDGER_KIND_CHARDEV, chr->label, OBJECT(chr),
+              options, true);
+}
+
+int exec_upgrade_ledger_anon_number(int *next)
+{
+    if (building && building->has_number) {
+        *next = building->number;
+    }
+    return (*next)++;
+}
+
+/*
+ * The old process
+ */
+
+static void check_device(LedgerEntry *entry, Error **errp)
+{
+    qobject_unref(exec_upgrade_device_options(DEVICE(entry->obj),
+                                              entry->options, entry->typed,
+                                              errp));
+}
+
+/* Objects that are the other end of something that is not carried */
+static void check_object(LedgerEntry *entry, Error **errp)
+{
+    static const char *const types[] = {
+        "dbus-vmstate", "vhost-user-blk-server", "x-remote-object",
+        "x-vfio-user-server",
+    };
+
+    for (int i = 0; i < ARRAY_SIZE(types); i++) {
+        if (object_dynamic_cast(entry->obj, types[i])) {
+            error_setg(errp, "object '%s' was added after start, and a %s "
+                       "can't be carried", entry->id, types[i]);
+        }
+    }
+}
+
+static bool is_gone(const LedgerEntry *entry)
+{
+    return entry->obj && !entry->obj->parent;
+}
+
+static void check_entries(strList **blockers)
+{
+    LedgerEntry *entry;
+
+    forget_gone_netdevs();
+    QTAILQ_FOREACH(entry, &ledger, next) {
+        Error *err = NULL;
+
+        if (is_gone(entry)) {
+            continue;
+        }
+        if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE) {
+            check_device(entry, &err);
+        } else if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
+            check_object(entry, &err);
+        }
+        if (err) {
+            exec_upgrade_add_blocker(blockers, "%s", error_get_pretty(err));
+            error_free(err);
+        }
+    }
+}
+
+/* A NIC can't be made without a network backend that its options name */
+static void check_nics(strList **blockers)
+{
+    int count = qemu_find_net_clients_except(NULL, NULL,
+                                             NET_CLIENT_DRIVER__MAX, 0);
+    g_autofree NetClientState **clients = g_new0(NetClientState *, count);
+
+    qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER__MAX, count);
+    for (int i = 0; i < count; i++) {
+        if (clients[i]->info->type == NET_CLIENT_DRIVER_NIC &&
+            !clients[i]->queue_index &&
+            qemu_get_nic(clients[i])->peer_deleted) {
+            exec_upgrade_add_blocker(blockers, "the network backend of '%s' "
+                                     "was removed after start",
+                                     clients[i]->name);
+        }
+    }
+}
+
+static bool any_device_removed(const ExecUpgradeLedgerNameList *list)
+{
+    for (; list; list = list->next) {
+        if (list->value->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* A device that the command line has made, and that is still there */
+static bool is_early(DeviceState *dev)
+{
+    return dev && dev->opts && !exec_upgrade_ledger_has(OBJECT(dev));
+}
+
+typedef struct PlaceSearch {
+    ExecUpgradeLedgerPlaceList *list;
+    Error *err;
+} PlaceSearch;
+
+static int add_place(Object *obj, void *opaque)
+{
+    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
+    ExecUpgradeLedgerPlace *place;
+    PlaceSearch *search = opaque;
+    QDict *options;
+
+    if (!is_early(dev)) {
+        return 0;
+    }
+    options = exec_upgrade_device_place(dev, dev->opts, &search->err);
+    if (!options) {
+        return 1;
+    }
+    place = g_new0(ExecUpgradeLedgerPlace, 1);
+    place->has_id = dev->id;
+    place->id = g_strdup(dev->id);
+    place->number = dev->id ? -1 : exec_upgrade_device_number(dev);
+    place->options = QOBJECT(options);
+    QAPI_LIST_PREPEND(search->list, place);
+    return 0;
+}
+
+/* Places of what the command line has made: the next free ones are others */
+static ExecUpgradeLedgerPlaceList *find_places(Error **errp)
+{
+    PlaceSearch search = { NULL };
+
+    if (object_child_foreach_recursive(qdev_get_machine(), add_place,
+                                       &search)) {
+        error_propagate(errp, search.err);
+        qapi_free_ExecUpgradeLedgerPlaceList(search.list);
+        return NULL;
+    }
+    return search.list;
+}
+
+static bool name_list_has(const ExecUpgradeLedgerNameList *list,
+                          ExecUpgradeLedgerKind kind, const char *id)
+{
+    for (; list; list = list->next) {
+        if (list->value->kind == kind && !strcmp(list->value->id, id)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static ExecUpgradeLedgerNameList *find_removed(void)
+{
+    ExecUpgradeLedgerNameList *all, *l;
+
+    all = exec_upgrade_configuration_removed();
+    for (l = removed; l; l = l->next) {
+        if (!name_list_has(all, l->value->kind, l->value->id)) {
+            QAPI_LIST_PREPEND(all, QAPI_CLONE(ExecUpgradeLedgerName,
+                                              l->value));
+        }
+    }
+    return all;
+}
+
+static void check_places(strList **blockers)
+{
+    ExecUpgradeLedgerNameList *all = find_removed();
+    Error *err = NULL;
+
+    if (any_device_removed(all)) {
+        qapi_free_ExecUpgradeLedgerPlaceList(find_places(&err));
+    }
+    if (err) {
+        exec_upgrade_add_blocker(blockers, "%s, which would not be its place "
+                                 "without the device that was removed after "
+                                 "start", error_get_pretty(err));
+        error_free(err);
+    }
+    qapi_free_ExecUpgradeLedgerNameList(all);
+}
+
+static void ledger_check(strList **blockers)
+{
+    check_entries(blockers);
+    check_nics(blockers);
+    check_places(blockers);
+}
+
+/* Of what it was made from, the limits may have been changed */
+static void put_limits(QDict *options, Object *group)
+{
+    const QDictEntry *e, *next;
+
+    for (e = qdict_first(options); e; e = next) {
+        next = qdict_next(options, e);
+        if (g_str_has_prefix(qdict_entry_key(e), "x-")) {
+            qdict_del(options, qdict_entry_key(e));
+        }
+    }
+    qdict_put_obj(options, "limits",
+                  object_property_get_qobject(group, "limits", &error_abort));
+}
+
+static QDict *object_options(const LedgerEntry *entry)
+{
+    QDict *options = qdict_clone_shallow(entry->options);
+
+    if (object_dynamic_cast(entry->obj, TYPE_THROTTLE_GROUP)) {
+        put_limits(options, entry->obj);
+    }
+    return options;
+}
+
+static ExecUpgradeLedgerEntry *entry_save(const LedgerEntry *entry)
+{
+    ExecUpgradeLedgerEntry *e = g_new0(ExecUpgradeLedgerEntry, 1);
+
+    e->kind = entry->kind;
+    e->has_id = entry->id;
+    e->id = g_strdup(entry->id);
+    e->typed = entry->typed;
+    if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE) {
+        DeviceState *dev = DEVICE(entry->obj);
+
+        e->options = QOBJECT(exec_upgrade_device_options(dev, entry->options,
+                                                         entry->typed,
+                                                         &error_abort));
+        e->has_number = !entry->id;
+        e->number = exec_upgrade_device_number(dev);
+        e->buses = exec_upgrade_device_buses(dev);
+    } else if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
+        e->options = QOBJECT(object_options(entry));
+    } else {
+        e->options = QOBJECT(qdict_clone_shallow(entry->options));
+    }
+    return e;
+}
+
+static int unplug_save(Object *obj, void *opaque)
+{
+    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
+    ExecUpgradeLedgerUnplugList **list = opaque;
+    ExecUpgradeLedgerUnplug *u;
+
+    if (dev && dev->pending_deleted_event) {
+        u = g_new0(ExecUpgradeLedgerUnplug, 1);
+        u->device = object_get_canonical_path(obj);
+        u->expires = dev->pending_deleted_expires_ms;
+        QAPI_LIST_PREPEND(*list, u);
+    }
+    return 0;
+}
+
+static bool ledger_save(ExecUpgradeHandoff *h, Error **errp)
+{
+    ExecUpgradeLedger *l = g_new0(ExecUpgradeLedger, 1);
+    ExecUpgradeLedgerEntryList **tail = &l->entries;
+    LedgerEntry *entry;
+
+    forget_gone_netdevs();
+    QTAILQ_FOREACH(entry, &ledger, next) {
+        if (!is_gone(entry)) {
+            QAPI_LIST_APPEND(tail, entry_save(entry));
+        }
+    }
+    l->removed = find_removed();
+    if (any_device_removed(l->removed)) {
+        l->places = find_places(&error_abort);
+    }
+    object_child_foreach_recursive(object_get_root(), unplug_save,
+                                   &l->unplugs);
+    l->state_ids = exec_upgrade_state_ids_save();
+    h->has_ledger = true;
+    h->ledger = l;
+    return true;
+}
+
+/*
+ * What the user is told
+ */
+
+static const char *const kind_names[] = {
+    [EXEC_UPGRADE_LEDGER_KIND_OBJECT] = "object",
+    [EXEC_UPGRADE_LEDGER_KIND_CHARDEV] = "character device",
+    [EXEC_UPGRADE_LEDGER_KIND_NETDEV] = "network backend",
+    [EXEC_UPGRADE_LEDGER_KIND_DEVICE] = "device",
+};
+
+strList *exec_upgrade_ledger_changes(void)
+{
+    ExecUpgradeLedgerNameList *all = find_removed(), *l;
+    strList *changes = NULL, **tail = &changes;
+    LedgerEntry *entry;
+
+    for (l = all; l; l = l->next) {
+        QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was removed",
+                                               kind_names[l->value->kind],
+                                               l->value->id));
+    }
+    qapi_free_ExecUpgradeLedgerNameList(all);
+
+    forget_gone_netdevs();
+    QTAILQ_FOREACH(entry, &ledger, next) {
+        g_autofree char *path = NULL;
+
+        if (!entry->id) {
+            path = object_get_canonical_path(entry->obj);
+        }
+        if (!is_gone(entry)) {
+            QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was added",
+                                                   kind_names[entry->kind],
+                                                   entry->id ?: path));
+        }
+    }
+    return changes;
+}
+
+/*
+ * The new process: what is left out
+ */
+
+static bool is_removed(ExecUpgradeLedgerKind kind, const char *id)
+{
+    const ExecUpgradeLedger *l = handoff_ledger();
+
+    return l && id && !building && !phase_check(PHASE_MACHINE_READY) &&
+           name_list_has(l->removed, kind, id);
+}
+
+void exec_upgrade_object_option(ObjectOptions *options, Error **errp)
+{
+    if (!is_removed(EXEC_UPGRADE_LEDGER_KIND_OBJECT, options->id)) {
+        user_creatable_add_qapi(options, errp);
+    }
+}
+
+bool exec_upgrade_chardev_removed(const char *id)
+{
+    return is_removed(EXEC_UPGRADE_LEDGER_KIND_CHARDEV, id);
+}
+
+bool exec_upgrade_netdev_removed(const char *id)
+{
+    return is_removed(EXEC_UPGRADE_LEDGER_KIND_NETDEV, id);
+}
+
+/* Number of the next device of the command line that has no id */
+static int next_number;
+
+static const ExecUpgradeLedgerPlace *place_find(const QDict *options)
+{
+    const ExecUpgradeLedger *ledger_before = handoff_ledger();
+    const char *id = qdict_get_try_str(options, "id");
+    ExecUpgradeLedgerPlaceList *l;
+    int number = id ? -1 : next_number++;
+
+    for (l = ledger_before ? ledger_before->places : NULL; l; l = l->next) {
+        const ExecUpgradeLedgerPlace *place = l->value;
+
+        if (id ? place->has_id && !strcmp(place->id, id)
+               : !place->has_id && place->number == number) {
+            return place;
+        }
+    }
+    return NULL;
+}
+
+DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
+                                             Error **errp)
+{
+    const ExecUpgradeLedgerPlace *place = place_find(options);
+    QDict *placed;
+    DeviceState *dev;
+
+    if (is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE,
+                   qdict_get_try_str(options, "id"))) {
+        return NULL;
+    }
+    placed = qdict_clone_shallow(options);
+    if (place) {
+        exec_upgrade_device_options_merge(placed,
+                                          qobject_to(QDict, place->options),
+                                          typed);
+    }
+    dev = qdev_device_add_from_qdict(placed, typed, errp);
+    qobject_unref(placed);
+    return dev;
+}
+
+DeviceState *exec_upgrade_device_option(QemuOpts *opts, Error **errp)
+{
+    QDict *options = qemu_opts_to_qdict(opts, NULL);
+    DeviceState *dev;
+
+    dev = exec_upgrade_device_option_json(options, false, errp);
+    if (dev || is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE,
+                          qemu_opts_id(opts))) {
+        /* As qdev_device_add() does: the id may be used again */
+        qemu_opts_del(opts);
+    }
+    qobject_unref(options);
+    return dev;
+}
+
+/*
+ * The new process: what is added
+ */
+
+typedef void BuildFunc(const ExecUpgradeLedgerEntry *e, Error **errp);
+
+static void build_object(const ExecUpgradeLedgerEntry *e, Error **errp)
+{
+    ObjectOptions *options = NULL;
+    Visitor *v = qobject_input_visitor_new(e->options);
+
+    if (visit_type_ObjectOptions(v, NULL, &options, errp)) {
+        user_creatable_add_qapi(options, errp);
+    }
+    visit_free(v);
+    qapi_free_ObjectOptions(options);
+}
+
+static void build_chardev(const ExecUpgradeLedgerEntry *e, Error **errp)
+{
+    QDict *options = qobject_to(QDict, e->options);
+    ChardevBackend *backend = NULL;
+    Visitor *v = qobject_input_visitor_new(qdict_get(options, "backend"));
+
+    if (visit_type_ChardevBackend(v, NULL, &backend, errp)) {
+        g_autofree char *type = g_strdup_printf(
+            "chardev-%s", ChardevBackendKind_str(backend->type));
+
+        qemu_chardev_new(e->id, type, backend, NULL, errp);
+    }
+    visit_free(v);
+    qapi_free_ChardevBackend(backend);
+}
+
+static void build_netdev(const ExecUpgradeLedgerEntry *e, Error **errp)
+{
+    Netdev *netdev = NULL;
+    Visitor *v = qobject_input_visitor_new(e->options);
+
+    if (visit_type_Netdev(v, NULL, &netdev, errp)) {
+        qmp_netdev_add(netdev, errp);
+    }
+    visit_free(v);
+    qapi_free_Netdev(netdev);
+}
+
+static void build_device(const ExecUpgradeLedgerEntry *e, Error **errp)
+{
+    DeviceState *dev;
+
+    exec_upgrade_device_buses_next(e->buses);
+    dev = qdev_device_add_from_qdict(qobject_to(QDict, e->options), e->typed,
+                                     errp);
+    if (dev) {
+        object_unref(OBJECT(dev));
+    }
+}
+
+static bool build(const ExecUpgradeLedgerEntry *e, BuildFunc *func,
+                  Error **errp)
+{
+    ERRP_GUARD();
+
+    building = e;
+    func(e, errp);
+    building = NULL;
+    if (*errp) {
+        error_prepend(errp, "exec-upgrade: %s '%s', which a command has "
+                      "added, can't be made again: ",
+                      ExecUpgradeLedgerKind_str(e->kind), e->id ?: "");
+        return false;
+    }
+    return true;
+}
+
+static const ExecUpgradeLedgerEntryList *handoff_entries(void)
+{
+    const ExecUpgradeLedger *l = handoff_ledger();
+
+    return l ? l->entries : NULL;
+}
+
+void exec_upgrade_objects_build(bool (*is_wanted)(const char *type))
+{
+    const ExecUpgradeLedgerEntryList *l;
+
+    for (l = handoff_entries(); l; l = l->next) {
+        if (l->value->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT &&
+            is_wanted(qdict_get_str(qobject_to(QDict, l->value->options),
+                                    "qom-type"))) {
+            build(l->value, build_object, &error_fatal);
+        }
+    }
+}
+
+static void build_all(ExecUpgradeLedgerKind kind, BuildFunc *func)
+{
+    const ExecUpgradeLedgerEntryList *l;
+
+    for (l = handoff_entries(); l; l = l->next) {
+        if (l->value->kind == kind) {
+            build(l->value, func, &error_fatal);
+        }
+    }
+}
+
+void exec_upgrade_chardevs_build(void)
+{
+    build_all(EXEC_UPGRADE_LEDGER_KIND_CHARDEV, build_chardev);
+}
+
+void exec_upgrade_netdevs_build(void)
+{
+    const ExecUpgradeLedger *before = handoff_ledger();
+    const ExecUpgradeLedgerNameList *l;
+
+    /* As qmp_netdev_del() does: the id may be used again */
+    for (l = before ? before->removed : NULL; l; l = l->next) {
+        if (l->value->kind == EXEC_UPGRADE_LEDGER_KIND_NETDEV) {
+            qemu_opts_del(qemu_opts_find(qemu_find_opts("netdev"),
+                                         l->value->id));
+        }
+    }
+    build_all(EXEC_UPGRADE_LEDGER_KIND_NETDEV, build_netdev);
+}
+
+static void unplug_load(const ExecUpgradeLedgerUnplug *u)
+{
+    Object *obj = object_resolve_path(u->device, NULL);
+    DeviceState *dev = (DeviceState *)object_dynamic_cast(obj, TYPE_DEVICE);
+
+    if (dev) {
+        dev->pending_deleted_event = true;
+        dev->pending_deleted_expires_ms = u->expires;
+    }
+}
+
+/* The machine is complete, so that devices are plugged as they were then */
+static bool ledger_load(const ExecUpgradeHandoff *h, Error **errp)
+{
+    const ExecUpgradeLedgerEntryList *e;
+
+    if (!h->has_ledger) {
+        return true;
+    }
+    for (e = h->ledger->entries; e; e = e->next) {
+        if (e->value->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE &&
+            !build(e->value, build_device, errp)) {
+            return false;
+        }
+    }
+    for (ExecUpgradeLedgerUnplugList *u = h->ledger->unplugs; u; u = u->next) {
+        unplug_load(u->value);
+    }
+    exec_upgrade_state_ids_load(h->ledger->state_ids);
+    removed = QAPI_CLONE(ExecUpgradeLedgerNameList, h->ledger->removed);
+    return true;
+}
+
+const ExecUpgradeStage exec_upgrade_stage_ledger = {
+    .name = "ledger",
+    .check = ledger_check,
+    .save = ledger_save,
+    .load = ledger_load,
+};

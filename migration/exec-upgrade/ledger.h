@@ -1,0 +1,75 @@
+/*
+ * Exec-upgrade: what the ledger's own files share
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#ifndef EXEC_UPGRADE_LEDGER_H
+#define EXEC_UPGRADE_LEDGER_H
+
+#include "internal.h"
+#include "qemu/queue.h"
+
+/**
+ * LedgerEntry: something that a command has made
+ * @kind: what it is
+ * @id: its id; NULL for a device that has none
+ * @obj: it itself; NULL for a network backend
+ * @options: what it was made from
+ * @typed: values in @options have their JSON types, else all are strings
+ */
+typedef struct LedgerEntry {
+    ExecUpgradeLedgerKind kind;
+    char *id;
+    Object *obj;
+    QDict *options;
+    bool typed;
+    QTAILQ_ENTRY(LedgerEntry) next;
+} LedgerEntry;
+
+/**
+ * exec_upgrade_device_place: what a device has to be told of its place, if it
+ * is not to take the next one that is free
+ * @dev: the device
+ * @options: what it was made from; what it says is not looked for
+ * @errp: error, which names the device
+ *
+ * Returns properties with their JSON types, which the caller frees, or NULL.
+ */
+QDict *exec_upgrade_device_place(DeviceState *dev, const QDict *options,
+                                 Error **errp);
+
+/**
+ * exec_upgrade_device_options: what a device would have to be made from now
+ * @dev: the device
+ * @options: what it was made from
+ * @typed: values in @options have their JSON types, else all are strings
+ * @errp: error, which names the device
+ *
+ * Returns options, which the caller frees, or NULL.
+ */
+QDict *exec_upgrade_device_options(DeviceState *dev, const QDict *options,
+                                   bool typed, Error **errp);
+
+/**
+ * exec_upgrade_device_options_merge: give a device its place
+ * @options: what it is made from
+ * @place: as exec_upgrade_device_place() returns it
+ * @typed: values in @options have their JSON types, else all are strings
+ */
+void exec_upgrade_device_options_merge(QDict *options, const QDict *place,
+                                       bool typed);
+
+/* Number of a device without an id among those, or -1 */
+int exec_upgrade_device_number(DeviceState *dev);
+
+/* Numbers of a device's buses that have no id to be named by */
+ExecUpgradeLedgerBusList *exec_upgrade_device_buses(DeviceState *dev);
+
+/*
+ * Have the next bus of each type get its number: never a lower one, since
+ * devices are made in the order in which they were
+ */
+void exec_upgrade_device_buses_next(const ExecUpgradeLedgerBusList *list);
+
+#endif

@@ -1,0 +1,518 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What commands have added and deleted since start, devices and what they are
+connected to: the new process has what there is now, where the guest knows
+it."""
+
+import re
+import socket
+
+import pytest
+
+from harness.checks import (check_disk, guest_lives_on, wait_disk_writes,
+                            wait_until)
+from harness.lines import LineChecker, lines
+from harness.net import GUEST_MAC, EthernetPeer, guest_network
+
+MIB = 1 << 20
+PORTS = 4
+# Where devices can be plugged on q35; on pc that is pci.0
+ROOT_PORTS = [word for n in range(PORTS) for word in (
+    '-device', f'pcie-root-port,id=rp{n},chassis={n},slot={n}')]
+DISKS = [word for name in 'ab' for word in (
+    '-blockdev', f'driver=raw,node-name={name},file.driver=file,'
+    f'file.filename={{dir}}/{name}')]
+
+
+def start(make_vm, machine, args=(), **kwargs):
+    vm = make_vm(machine=machine, **kwargs)
+    vm.buses = [f'rp{n}' for n in range(PORTS)] if machine == 'q35' else None
+    for name in 'ab':
+        with open(vm.dir / name, 'wb') as image:
+            image.truncate(16 * MIB)
+    vm.args += ROOT_PORTS if machine == 'q35' else []
+    vm.args += [arg.format(dir=vm.dir) for arg in args]
+    return vm.boot()
+
+
+@pytest.fixture(params=['pc', 'q35'])
+def machine(request):
+    return request.param
+
+
+def plug(vm, driver, **kwargs):
+    """Plugs a PCI device wherever there is room."""
+    if vm.buses:
+        kwargs.setdefault('bus', vm.buses.pop(0))
+    # as they are: some properties have underscores
+    vm.qmp.reply(vm.qmp.send('device_add', {'driver': driver, **kwargs}))
+
+
+def unplug(vm, ident):
+    vm.qmp.execute('device_del', id=ident)
+    vm.qmp.wait_event('DEVICE_DELETED', device=ident)
+
+
+def object_add(vm, kind, ident, **kwargs):
+    vm.qmp.execute('object-add', qom_type=kind, id=ident, **kwargs)
+
+
+def changes(vm):
+    return sorted(vm.qmp.execute('query-exec-upgrade')['changes'])
+
+
+def places(vm):
+    """What QEMU shows of the device tree: each device with its place, but
+    not in which order it was plugged."""
+    return sorted(re.sub(r' +', ' ', line) for line in
+                  vm.qmp.hmp('info qtree').splitlines()
+                  if re.search(r'dev:|addr = |bus:|mac =|scsi-id|nr =', line))
+
+
+def guest_pci(vm):
+    """The guest's PCI devices, with their drivers."""
+    return vm.agent.sh('for d in /sys/bus/pci/devices/*; do echo ${d##*/} '
+                       '$(cat $d/vendor $d/device) '
+                       '$(readlink $d/driver || true); done')
+
+
+def upgrade(vm, count=1, fill=40):
+    """Upgrades, and checks that the guest has the memory that it had at the
+    first time, and that both sides see the same devices."""
+    if not hasattr(vm, 'memory'):
+        vm.memory = vm.agent.ask(f'mem fill {fill}')
+        assert vm.memory['bytes'] > 32 * MIB
+    guest, qemu, changed = guest_pci(vm), places(vm), changes(vm)
+    for _ in range(count):
+        assert not vm.blockers()
+        with guest_lives_on(vm, fill=0):
+            vm.upgrade()
+        assert vm.agent.ask('mem verify') == vm.memory
+        assert guest_pci(vm) == guest
+        assert places(vm) == qemu
+        assert changes(vm) == changed
+
+
+def plug_network(vm, number, **kwargs):
+    """A NIC, the other side of which is in this process."""
+    theirs, ours = vm.dir / f'qemu{number}', vm.dir / f'peer{number}'
+    for path in theirs, ours:
+        path.unlink(missing_ok=True)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.bind(str(ours))
+    vm.qmp.execute('netdev_add', type='dgram', id=f'net{number}',
+                   local={'type': 'unix', 'path': str(theirs)},
+                   remote={'type': 'unix', 'path': str(ours)})
+    plug(vm, 'virtio-net-pci', id=f'nic{number}', netdev=f'net{number}',
+         **kwargs)
+    return EthernetPeer(sock, False, str(theirs))
+
+
+def unplug_network(vm, number):
+    unplug(vm, f'nic{number}')
+    vm.qmp.execute('netdev_del', id=f'net{number}')
+
+
+def test_network(make_vm, machine):
+    """Plugged, upgraded twice, unplugged, plugged anew with the same id."""
+    vm = start(make_vm, machine)
+    peer = plug_network(vm, 1, mac=GUEST_MAC)
+    guest_network(vm)
+    peer.ping(1)
+    upgrade(vm, 2)
+    peer.ping(2)
+    unplug_network(vm, 1)
+    assert not changes(vm)
+    upgrade(vm)
+    peer = plug_network(vm, 1, mac=GUEST_MAC)
+    guest_network(vm)
+    peer.ping(3)
+    upgrade(vm)
+    peer.ping(4)
+
+
+def test_network_unplugged(make_vm, machine):
+    """What the command line has, and the user has deleted, does not come
+    back; what it has behind that stays where it is."""
+    vm = start(make_vm, machine, [
+        '-netdev', 'user,id=net0', '-device', 'virtio-net-pci,netdev=net0,'
+        'id=nic0' + (',bus=rp3' if machine == 'q35' else ''),
+        '-device', 'virtio-rng-pci,id=rng',
+        '-netdev', 'hubport,hubid=1,id=net2',
+        '-device', 'e1000e,netdev=net2'])
+    vm.agent.wait_path('/sys/class/net/eth1')
+    unplug_network(vm, 0)
+    before = changes(vm)
+    assert before == ["device 'nic0' was removed",
+                      "network backend 'net0' was removed"]
+    upgrade(vm, 2)
+    # the same ids, now for something else; e1000e's driver was first
+    peer = plug_network(vm, 0, mac=GUEST_MAC)
+    guest_network(vm, interface='eth1')
+    peer.ping(1)
+    upgrade(vm, 2)
+    peer.ping(2)
+    unplug_network(vm, 0)
+    assert changes(vm) == before
+    upgrade(vm)
+
+
+def test_network_backend_removed(make_vm):
+    """A NIC without the backend that its options name can't be made."""
+    vm = start(make_vm, 'pc', [
+        '-netdev', 'user,id=net0', '-device', 'e1000,netdev=net0,id=nic0'])
+    vm.qmp.execute('netdev_del', id='net0')
+    vm.refused("network backend of 'nic0' was removed")
+    unplug(vm, 'nic0')
+    upgrade(vm)
+
+
+def test_instance_ids(make_vm):
+    """User networks have no path in the device state, only a number: it is
+    the next, whatever was deleted before."""
+    vm = start(make_vm, 'pc', ['-netdev', 'user,id=net0'])
+    for ident in 'net1', 'net2':
+        vm.qmp.execute('netdev_add', type='user', id=ident)
+    vm.qmp.execute('netdev_del', id='net0')
+    vm.qmp.execute('netdev_del', id='net1')
+    upgrade(vm, 2)
+    vm.qmp.execute('netdev_add', type='user', id='net1')
+    upgrade(vm, 2)
+
+
+def write_disk(vm, device):
+    vm.agent.wait_path(device)
+    vm.agent.ask(f'disk start {device} 2 8')
+    wait_disk_writes(vm, device)
+
+
+def check_written(vm, device):
+    wait_disk_writes(vm, device)
+    check_disk(vm, device)
+
+
+def test_virtio_blk(make_vm, machine):
+    vm = start(make_vm, machine, DISKS)
+    plug(vm, 'virtio-blk-pci', id='disk1', drive='a')
+    write_disk(vm, '/dev/vda')
+    upgrade(vm, 2)
+    check_written(vm, '/dev/vda')
+    unplug(vm, 'disk1')
+    upgrade(vm)
+    plug(vm, 'virtio-blk-pci', id='disk1', drive='a')
+    write_disk(vm, '/dev/vda')
+    upgrade(vm)
+    check_written(vm, '/dev/vda')
+
+
+def test_disk_of_the_command_line_unplugged(make_vm, machine):
+    """Its node stays, and can be plugged again."""
+    vm = start(make_vm, machine, [
+        *DISKS, '-device', 'virtio-blk-pci,drive=a,id=disk0' +
+        (',bus=rp3' if machine == 'q35' else ''),
+        '-device', 'virtio-blk-pci,drive=b,id=disk1'])
+    # as the guest finds them: those behind a port come last
+    gone, stays = (('/dev/vdb', '/dev/vda') if machine == 'q35' else
+                   ('/dev/vda', '/dev/vdb'))
+    write_disk(vm, stays)
+    unplug(vm, 'disk0')
+    upgrade(vm)
+    plug(vm, 'virtio-blk-pci', id='disk2', drive='a')
+    write_disk(vm, gone)
+    upgrade(vm, 2)
+    check_written(vm, gone)
+    check_written(vm, stays)
+
+
+def test_virtio_scsi(make_vm, machine):
+    """A disk at a controller of the command line, and one at a controller
+    that was plugged, too."""
+    vm = start(make_vm, machine, [
+        *DISKS, '-device', 'virtio-scsi-pci,id=s0'])
+    vm.qmp.execute('device_add', driver='scsi-hd', id='d0', drive='a',
+                   bus='s0.0')
+    plug(vm, 'virtio-scsi-pci', id='s1')
+    vm.qmp.execute('device_add', driver='scsi-hd', id='d1', drive='b',
+                   bus='s1.0', lun=3)
+    for device in '/dev/sda', '/dev/sdb':
+        write_disk(vm, device)
+    upgrade(vm, 2)
+    for device in '/dev/sda', '/dev/sdb':
+        check_written(vm, device)
+    unplug(vm, 'd0')
+    unplug(vm, 's1')
+    upgrade(vm)
+    vm.qmp.execute('device_add', driver='scsi-hd', id='d0', drive='a')
+    wait_until(lambda: '/dev/sd' in vm.agent.sh('ls /dev/sd* || true'))
+    upgrade(vm)
+
+
+def test_usb(make_vm, machine):
+    vm = start(make_vm, machine, ['-device', 'qemu-xhci,id=usb', *DISKS])
+
+    def usb():
+        return vm.agent.sh('cd /sys/bus/usb/devices; for d in *; do '
+                           'echo $d $(cat $d/product || true); done')
+    vm.qmp.execute('device_add', driver='usb-tablet', id='t1')
+    wait_until(lambda: 'Tablet' in usb())
+    vm.qmp.execute('device_add', driver='usb-storage', id='d1', drive='a')
+    write_disk(vm, '/dev/sda')
+    before = usb()
+    upgrade(vm, 2)
+    assert usb() == before
+    check_written(vm, '/dev/sda')
+    unplug(vm, 't1')
+    wait_until(lambda: 'Tablet' not in usb())
+    upgrade(vm)
+    vm.qmp.execute('device_add', driver='usb-tablet', id='t2')
+    wait_until(lambda: 'Tablet' in usb())
+    upgrade(vm)
+
+
+def socket_backend(vm, name):
+    return {'type': 'socket', 'data': {
+        'addr': {'type': 'unix', 'data': {'path': str(vm.dir / name)}},
+        'server': True, 'wait': False}}
+
+
+def test_virtio_serial(make_vm):
+    """Ports and their character devices, of which no byte is lost."""
+    vm = start(make_vm, 'pc', ['-device', 'virtio-serial-pci'])
+    for name in 'out', 'in':
+        vm.qmp.execute('chardev-add', id=name,
+                       backend=socket_backend(vm, name))
+        vm.qmp.execute('device_add', driver='virtserialport', chardev=name,
+                       id=f'port-{name}', name=name)
+    vm.agent.wait_path('/dev/vport0p2')
+    checker, incoming = LineChecker(vm.connect('out')), vm.connect('in')
+    vm.agent.ask('lines start /dev/vport0p1')
+    vm.agent.ask('reader start /dev/vport0p2')
+    for name in 'port-out', 'port-in':
+        vm.qmp.wait_event('VSERPORT_CHANGE', id=name, open=True)
+    checker.wait_more(100)
+    incoming.sendall(lines(0, 500))
+    upgrade(vm, 2)
+    incoming.sendall(lines(500, 1000))
+    checker.wait_more(100)
+    checker.wait(vm.agent.ask('lines stop /dev/vport0p1')['next'])
+    assert wait_until(lambda: (r := vm.agent.ask(
+        'reader status /dev/vport0p2'))['lines'] >= 1000 and r) == \
+        {'lines': 1000, 'errors': 0}
+    unplug(vm, 'port-out')
+    vm.qmp.execute('chardev-remove', id='out')
+    upgrade(vm)
+    vm.qmp.execute('chardev-add', id='out', backend=socket_backend(vm, 'out'))
+    vm.qmp.execute('device_add', driver='virtserialport', chardev='out',
+                   id='port-out', name='out')
+    vm.agent.wait_path('/dev/vport0p1')
+    client = vm.connect('out')
+    upgrade(vm)
+    vm.agent.sh('echo again > /dev/vport0p1')
+    with client.makefile('rb') as received:
+        assert received.readline() == b'again\n'
+
+
+def test_chardev_changed(make_vm):
+    """A serial line of the command line gets another character device: the
+    front-end finds it where it had the first."""
+    vm = make_vm()
+    vm.args += ['-chardev', f'file,id=line,path={vm.dir}/first',
+                '-device', 'isa-serial,chardev=line,index=2']
+    vm.boot()
+    vm.agent.sh('echo one > /dev/ttyS2')
+    wait_until(lambda: b'one' in (vm.dir / 'first').read_bytes())
+    vm.qmp.execute('chardev-change', id='line', backend={
+        'type': 'file', 'data': {'out': str(vm.dir / 'second')}})
+    upgrade(vm, 2)
+    vm.agent.sh('echo two > /dev/ttyS2')
+    wait_until(lambda: b'two' in (vm.dir / 'second').read_bytes())
+    assert b'two' not in (vm.dir / 'first').read_bytes()
+    vm.qmp.execute('chardev-change', id='line', backend={
+        'type': 'file', 'data': {'out': str(vm.dir / 'third')}})
+    upgrade(vm)
+    vm.agent.sh('echo three > /dev/ttyS2')
+    wait_until(lambda: b'three' in (vm.dir / 'third').read_bytes())
+
+
+def test_objects(make_vm):
+    """Of every kind of moment at which start-up makes them; one that something
+    still needs is not left out."""
+    vm = start(make_vm, 'pc', [
+        '-object', 'iothread,id=io', '-object', 'iothread,id=used',
+        '-object', 'rng-random,id=rng0', *DISKS,
+        '-device', 'virtio-rng-pci,rng=rng0',
+        '-device', 'virtio-blk-pci,drive=a,id=disk,iothread=used',
+        '-netdev', 'hubport,hubid=1,id=net0'])
+    object_add(vm, 'iothread', 'io1', poll_max_ns=12345)
+    object_add(vm, 'secret', 'sec', data='letmein')
+    object_add(vm, 'filter-dump', 'dump', netdev='net0',
+               file=str(vm.dir / 'dump'))
+    object_add(vm, 'memory-backend-ram', 'mem', size=16 * MIB)
+    object_add(vm, 'rng-builtin', 'rng1')
+    plug(vm, 'virtio-rng-pci', id='rng-device', rng='rng1')
+    vm.qmp.execute('object-del', id='io')
+    object_add(vm, 'throttle-group', 'limit', limits={'iops-total': 500})
+    vm.qmp.execute('qom-set', path='/objects/limit', property='limits',
+                   value={'bps-total': 1 << 20})
+
+    def limits():
+        return vm.qmp.execute('qom-get', path='/objects/limit',
+                              property='limits')
+    before = limits()
+
+    def check():
+        upgrade(vm, 2)
+        assert limits() == before
+        assert vm.qmp.execute('qom-get', path='/objects/io1',
+                              property='poll-max-ns') == 12345
+        with pytest.raises(Exception, match='io'):
+            vm.qmp.execute('object-del', id='io')
+    check()
+    object_add(vm, 'iothread', 'io')
+    vm.qmp.execute('object-del', id='io')
+    check()
+    for ident in 'sec', 'dump', 'mem':
+        vm.qmp.execute('object-del', id=ident)
+    check()
+    vm.qmp.execute('object-del', id='used')
+    vm.refused("object 'used' was removed after start", 'may still need it')
+
+
+def test_pc_dimm(make_vm, machine):
+    """Memory that was plugged: its place, and what the guest has in it."""
+    vm = start(make_vm, machine, memory='192,slots=4,maxmem=2G',
+               append='memhp_default_state=online')
+
+    def total():
+        return int(vm.agent.sh(
+            "awk '/^MemTotal/ { print $2 }' /proc/meminfo")) >> 10
+    first = total()
+
+    def plug_dimm(number, kind):
+        size = total()
+        object_add(vm, kind, f'm{number}', size=128 * MIB)
+        vm.qmp.execute('device_add', driver='pc-dimm', id=f'd{number}',
+                       memdev=f'm{number}')
+        wait_until(lambda: total() > size + 100)
+    plug_dimm(1, 'memory-backend-ram')
+    plug_dimm(2, 'memory-backend-memfd')
+    before = vm.qmp.execute('query-memory-devices')
+    assert total() > first + 200
+    upgrade(vm, 2, fill=75)
+    assert vm.qmp.execute('query-memory-devices') == before
+    plug_dimm(3, 'memory-backend-ram')
+    upgrade(vm)
+
+
+def test_virtio_mem(make_vm):
+    vm = start(make_vm, 'pc', memory='192,maxmem=1G',
+               append='memhp_default_state=online')
+
+    def wait_plugged(size):
+        wait_until(lambda: vm.qmp.execute('query-memory-devices')[0]['data']
+                   ['size'] == size)
+    object_add(vm, 'memory-backend-ram', 'm', size=256 * MIB)
+    plug(vm, 'virtio-mem-pci', id='vmem', memdev='m',
+         **{'requested-size': 128 * MIB})
+    wait_plugged(128 * MIB)
+    vm.qmp.execute('qom-set', path='/machine/peripheral/vmem',
+                   property='requested-size', value=192 * MIB)
+    wait_plugged(192 * MIB)
+    upgrade(vm, 2, fill=75)
+    assert vm.qmp.execute('qom-get', path='/machine/peripheral/vmem',
+                          property='requested-size') == 192 * MIB
+
+
+def test_cpu(make_vm, machine):
+    vm = start(make_vm, machine, smp='1,maxcpus=3,sockets=3')
+    for number in 1, 2:
+        vm.qmp.execute('device_add', driver='qemu64-x86_64-cpu',
+                       id=f'cpu{number}', socket_id=number, core_id=0,
+                       thread_id=0)
+        path = f'/sys/devices/system/cpu/cpu{number}'
+        vm.agent.wait_path(path)
+        vm.agent.sh(f'echo 1 > {path}/online')
+    cpus = [c['qom-path'] for c in vm.qmp.execute('query-cpus-fast')]
+    assert len(cpus) == 3
+    upgrade(vm, 2)
+    assert [c['qom-path'] for c in vm.qmp.execute('query-cpus-fast')] == cpus
+    assert vm.agent.sh('cat /sys/devices/system/cpu/online') == '0-2\n'
+    # with TCG, QEMU does not finalize it, so that there is no event
+    vm.qmp.execute('device_del', id='cpu1')
+    wait_until(lambda: len(vm.qmp.execute('query-cpus-fast')) == 2)
+    assert changes(vm) == ["device 'cpu2' was added"]
+    upgrade(vm)
+    assert vm.agent.sh('cat /sys/devices/system/cpu/online') == '0,2\n'
+
+
+def test_without_id(make_vm):
+    """They have numbers, which deleted ones leave free."""
+    vm = start(make_vm, 'pc', ['-device', 'virtio-balloon-pci'])
+
+    def anonymous():
+        return {d['name'] for d in vm.qmp.execute(
+            'qom-list', path='/machine/peripheral-anon')}
+    plugged = []
+    for _ in range(3):
+        before = anonymous()
+        plug(vm, 'virtio-scsi-pci')
+        plugged += anonymous() - before
+    wait_until(lambda: guest_pci(vm).count('virtio-pci') == 4)
+    vm.qmp.execute('device_del',
+                   id=f'/machine/peripheral-anon/{plugged[1]}')
+    vm.qmp.wait_event('DEVICE_DELETED')
+    before = anonymous()
+    assert plugged[1] not in before
+    upgrade(vm, 2)
+    assert anonymous() == before
+
+
+def test_unplug_pending(make_vm, machine):
+    """The guest answers after the upgrade what it was asked before."""
+    vm = start(make_vm, machine, [
+        '-device', 'virtio-rng-pci,id=rng0' +
+        (',bus=rp3' if machine == 'q35' else '')])
+    plug(vm, 'virtio-rng-pci', id='rng1')
+    wait_until(lambda: guest_pci(vm).count('virtio') >= 2)
+    vm.qmp.execute('stop')
+    for ident in 'rng0', 'rng1':
+        vm.qmp.execute('device_del', id=ident)
+    vm.upgrade()
+    vm.qmp.execute('cont')
+    for ident in 'rng0', 'rng1':
+        vm.qmp.wait_event('DEVICE_DELETED', device=ident)
+    upgrade(vm)
+
+
+def test_what_is_not_carried(make_vm):
+    """Refused by name, before the guest is touched."""
+    vm = start(make_vm, 'q35', ['-netdev', 'hubport,hubid=1,id=net0',
+                                '-netdev', 'hubport,hubid=2,id=net1'])
+    plug(vm, 'pcie-pci-bridge', id='bridge')
+    vm.refused("device 'bridge' (pcie-pci-bridge) is a PCI bridge")
+    plug(vm, 'virtio-net-pci', id='standby', netdev='net0', failover='on',
+         mac=GUEST_MAC)
+    plug(vm, 'virtio-net-pci', id='primary', netdev='net1',
+         failover_pair_id='standby', mac=GUEST_MAC)
+    vm.refused("device 'primary")
+
+
+@pytest.mark.parametrize('operations', [200])
+def test_nothing_grows(make_vm, operations):
+    """With what was done, and is no more."""
+    vm = start(make_vm, 'pc', ['-device', 'virtio-serial-pci'])
+    plug(vm, 'virtio-rng-pci', id='stays')
+    before = changes(vm)
+    for number in range(operations):
+        vm.qmp.execute('chardev-add', id=f'c{number}',
+                       backend={'type': 'null', 'data': {}})
+        vm.qmp.execute('device_add', driver='virtserialport',
+                       id=f'p{number}', chardev=f'c{number}')
+        unplug(vm, f'p{number}')
+        vm.qmp.execute('chardev-remove', id=f'c{number}')
+        vm.qmp.execute('netdev_add', type='hubport', id=f'n{number}',
+                       hubid=7)
+        vm.qmp.execute('netdev_del', id=f'n{number}')
+        object_add(vm, 'secret', f's{number}', data='x')
+        vm.qmp.execute('object-del', id=f's{number}')
+    assert changes(vm) == before == ["device 'stays' was added"]
+    upgrade(vm)
