@@ -446,6 +446,8 @@ def test_telnet_command_cut_in_two(qtest_vm):
 def test_yank(serial_vm):
     vm = serial_vm(f'socket,path={{dir}}/lines,{SERVER}').start()
     client = vm.connect('lines')
+    # the kernel has accepted it before QEMU has
+    wait_until(lambda: 'disconnected' not in filename(vm, 'lines'))
     upgrade(vm)
     vm.qmp.execute('yank', instances=[{'type': 'chardev', 'id': 'lines'}])
     assert client.recv(1) == b''

@@ -539,7 +539,8 @@ def test_query_exec_upgrade(boot):
     for count in 1, 2:
         result = vm.upgrade()
         assert vm.qmp.execute('query-exec-upgrade') == {
-            'enabled': True, 'blockers': [], 'count': count, 'last': result}
+            'enabled': True, 'blockers': [], 'count': count, 'changes': [],
+            'last': result}
     error = vm.refused('/nonexistent', binary='/nonexistent')
     query = vm.qmp.execute('query-exec-upgrade')
     assert query['last-error'] == error and query['count'] == 2

@@ -100,7 +100,7 @@ def test_change_is_refused(vm, change):
 
 
 def test_all_reasons_in_one_error(vm):
-    steps = [change(vm) for change in (bridge_add, netdev_del, gdbserver)]
+    steps = [change(vm) for change in (bridge_add, netdev_del, object_del)]
     reasons = [next(step) for step in steps]
     vm.refused(*reasons)
     assert len(vm.blockers()) == len(reasons)
