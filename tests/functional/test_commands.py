@@ -10,7 +10,7 @@ import pytest
 
 PAGE = Path(__file__).resolve().parents[2] / \
     'docs/devel/exec-upgrade-commands.rst'
-CLASSES = ['Carried', 'Refused', 'Not detected', 'No effect']
+CLASSES = ['Carried', 'Refused', 'No effect']
 LIBVIRT = Path('/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/'
                'libvirt_driver_qemu.so')
 
