@@ -26,8 +26,7 @@
 /* New process: those of the command line and of drive_add are made */
 static bool drives_opened;
 
-/* NULL for one that belongs to neither a device nor the user */
-static char *drive_name(BlockBackend *blk)
+char *exec_upgrade_drive_name(BlockBackend *blk)
 {
     char *name = blk_name(blk)[0] ? g_strdup(blk_name(blk))
                                   : blk_get_attached_dev_id(blk);
@@ -55,7 +54,7 @@ void exec_upgrade_drive_check(strList **blockers)
 {
     for (BlockBackend *blk = blk_all_next(NULL); blk;
          blk = blk_all_next(blk)) {
-        g_autofree char *name = drive_name(blk);
+        g_autofree char *name = exec_upgrade_drive_name(blk);
 
         if (blk_name(blk)[0] || !blk_get_attached_dev(blk)) {
             continue;
@@ -150,7 +149,7 @@ void exec_upgrade_drives_save(ExecUpgradeHandoff *h)
 
     for (BlockBackend *blk = blk_all_next(NULL); blk;
          blk = blk_all_next(blk)) {
-        char *name = drive_name(blk);
+        char *name = exec_upgrade_drive_name(blk);
 
         if (name) {
             QAPI_LIST_APPEND(tail, drive_save(blk, name));
@@ -379,7 +378,7 @@ static BlockBackend *find_blk(const ExecUpgradeDrive *drive)
 {
     for (BlockBackend *blk = blk_all_next(NULL); blk;
          blk = blk_all_next(blk)) {
-        g_autofree char *name = drive_name(blk);
+        g_autofree char *name = exec_upgrade_drive_name(blk);
 
         if (!g_strcmp0(name, drive->name) &&
             drive->named == !!blk_name(blk)[0]) {

@@ -195,9 +195,8 @@ static ExecUpgradeBlockNode *node_save(BlockDriverState *bs)
     return node;
 }
 
-
-static void walk_nodes(void (*func)(BlockDriverState *bs, void *opaque),
-                       void *opaque)
+void exec_upgrade_block_nodes_walk(void (*func)(BlockDriverState *bs,
+                                                void *opaque), void *opaque)
 {
     g_autoptr(GHashTable) seen = g_hash_table_new(NULL, NULL);
 
@@ -219,7 +218,7 @@ void exec_upgrade_block_graph_save(ExecUpgradeHandoff *h)
     ExecUpgradeBlockNodeList **nodes = &h->block_nodes;
     strList **owned = &h->monitor_nodes;
 
-    walk_nodes(node_append, &nodes);
+    exec_upgrade_block_nodes_walk(node_append, &nodes);
     for (BlockDriverState *bs = bdrv_next_monitor_owned(NULL); bs;
          bs = bdrv_next_monitor_owned(bs)) {
         QAPI_LIST_APPEND(owned, g_strdup(bs->node_name));
@@ -249,6 +248,15 @@ static QDict *open_options(const ExecUpgradeBlockNode *node)
     for (ExecUpgradeBlockChildList *e = node->children; e; e = e->next) {
         qdict_put_str(options, e->value->name, e->value->node);
     }
+    return options;
+}
+
+QDict *exec_upgrade_block_node_options(BlockDriverState *bs)
+{
+    ExecUpgradeBlockNode *node = node_save(bs);
+    QDict *options = open_options(node);
+
+    qapi_free_ExecUpgradeBlockNode(node);
     return options;
 }
 

@@ -186,6 +186,7 @@ bool exec_upgrade_image_check(const char *path, const struct stat *st,
 
 static bool block_load(const ExecUpgradeHandoff *h, Error **errp)
 {
+    exec_upgrade_block_note();
     return exec_upgrade_block_graph_load(h, errp) &&
            exec_upgrade_drives_compare(h, errp) &&
            exec_upgrade_bitmaps_load(h, errp);
@@ -282,6 +283,7 @@ static bool block_save(ExecUpgradeHandoff *h, Error **errp)
             return false;
         }
     }
+    exec_upgrade_block_note_save(h);
     exec_upgrade_block_graph_save(h);
     exec_upgrade_drives_save(h);
     return exec_upgrade_bitmaps_save(h, errp);

@@ -488,6 +488,7 @@ ExecUpgradeInfo *qmp_query_exec_upgrade(Error **errp)
     }
     info->count = upgrade.count;
     info->changes = exec_upgrade_ledger_changes();
+    info->configuration = exec_upgrade_configuration_query();
     if (upgrade.last) {
         info->has_last = true;
         info->last = QAPI_CLONE(ExecUpgradeResult, upgrade.last);
@@ -551,6 +552,7 @@ void exec_upgrade_machine_ready(void)
     exec_upgrade_process_ready();
     if (!h) {
         exec_upgrade_configuration_note();
+        exec_upgrade_block_note();
         return;
     }
     phase_add(&h->phases, "exec", upgrade.adopt_start - h->exec_start);

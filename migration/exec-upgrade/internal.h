@@ -362,6 +362,35 @@ void exec_upgrade_block_graph_check(strList **blockers);
  */
 void exec_upgrade_block_graph_save(ExecUpgradeHandoff *h);
 
+/*
+ * exec_upgrade_block_note: note nodes and drives as what the command line
+ * makes, or take over what an earlier process has noted
+ * exec_upgrade_block_note_save: hand that to the next process
+ * exec_upgrade_block_changes: what differs from it, in words
+ */
+void exec_upgrade_block_note(void);
+void exec_upgrade_block_note_save(ExecUpgradeHandoff *h);
+strList *exec_upgrade_block_changes(void);
+
+/* Calls @func for each block node, children first */
+void exec_upgrade_block_nodes_walk(void (*func)(BlockDriverState *bs,
+                                                void *opaque), void *opaque);
+
+/* What a node would have to be opened with now; the caller frees it */
+QDict *exec_upgrade_block_node_options(BlockDriverState *bs);
+
+/*
+ * Name of a drive or its device, which the caller frees; NULL for a drive that
+ * belongs to neither a device nor the user
+ */
+char *exec_upgrade_drive_name(BlockBackend *blk);
+
+/* exec_upgrade_block_configuration: blockdev-add for each node, appended */
+void exec_upgrade_block_configuration(ExecUpgradeCommandList ***tail);
+
+/* The name of a node as a user could give it; the caller frees it */
+char *exec_upgrade_node_name_public(const BlockDriverState *bs);
+
 /**
  * exec_upgrade_block_graph_load: machine complete: check that there are
  * exactly the block nodes that there were
@@ -410,6 +439,12 @@ bool exec_upgrade_ledger_has_netdev(const char *id);
 
 /* exec_upgrade_ledger_changes: what differs from the command line, in words */
 strList *exec_upgrade_ledger_changes(void);
+
+/*
+ * exec_upgrade_configuration_query: the commands that would make what there is
+ * now, in an order in which they can be executed
+ */
+ExecUpgradeCommandList *exec_upgrade_configuration_query(void);
 
 /**
  * exec_upgrade_ledger_add_netdev: a network backend was made

@@ -5,7 +5,8 @@
  * since, and what commands have added.  Each object, character device, network
  * backend and device that a command makes leaves the options of its making
  * here for as long as it exists.  The new process makes it from them, by the
- * function that the command used.
+ * function that the command used.  What the command line makes is noted in the
+ * same way, for query-exec-upgrade only.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -99,6 +100,7 @@ static void entry_add(ExecUpgradeLedgerKind kind, const char *id, Object *obj,
     LedgerEntry *entry = g_new0(LedgerEntry, 1);
 
     entry->kind = kind;
+    entry->early = !is_command();
     entry->id = g_strdup(id);
     entry->obj = obj;
     entry->options = options;
@@ -114,7 +116,9 @@ static void entry_add(ExecUpgradeLedgerKind kind, const char *id, Object *obj,
 bool exec_upgrade_ledger_has(Object *obj)
 {
     for (; obj; obj = obj->parent) {
-        if (object_property_find(obj, ENTRY_PROPERTY)) {
+        ObjectProperty *prop = object_property_find(obj, ENTRY_PROPERTY);
+
+        if (prop && !((LedgerEntry *)prop->opaque)->early) {
             return true;
         }
     }
@@ -137,7 +141,9 @@ static LedgerEntry *netdev_find(const char *id)
 
 bool exec_upgrade_ledger_has_netdev(const char *id)
 {
-    return netdev_find(id);
+    LedgerEntry *entry = netdev_find(id);
+
+    return entry && !entry->early;
 }
 
 /*
@@ -147,7 +153,7 @@ bool exec_upgrade_ledger_has_netdev(const char *id)
 void exec_upgrade_ledger_add_device(DeviceState *dev, const QDict *options,
                                     bool typed)
 {
-    if (is_command() && !qdict_haskey(options, "failover_pair_id")) {
+    if (!qdict_haskey(options, "failover_pair_id")) {
         entry_add(EXEC_UPGRADE_LEDGER_KIND_DEVICE, dev->id, OBJECT(dev),
                   qdict_clone_shallow(options), typed);
     }
@@ -158,7 +164,7 @@ void exec_upgrade_ledger_add_object(Object *obj, const char *type,
 {
     QDict *options;
 
-    if (!obj || !is_command()) {
+    if (!obj) {
         return;
     }
     options = qdict_clone_shallow(properties);
@@ -173,9 +179,6 @@ void exec_upgrade_ledger_add_netdev(const Netdev *netdev)
     LedgerEntry *entry;
     Visitor *v;
 
-    if (!is_command()) {
-        return;
-    }
     /* One of the same name has been deleted, else this could not be made */
     entry = netdev_find(netdev->id);
     if (entry) {
@@ -200,7 +203,7 @@ void exec_upgrade_ledger_add_chardev(Chardev *chr,
     int kind;
 
     /* HMP gdbserver makes one for itself */
-    if (!backend || !is_command() || CHARDEV_GET_CLASS(chr)->internal ||
+    if (!backend || CHARDEV_GET_CLASS(chr)->internal ||
         !strcmp(chr->label, "gdb")) {
         return;
     }
@@ -236,7 +239,7 @@ int exec_upgrade_ledger_anon_number(int *next)
  * The old process
  */
 
-static void check_device(LedgerEntry *entry, Error **errp)
+static void check_device(const LedgerEntry *entry, Error **errp)
 {
     qobject_unref(exec_upgrade_device_options(DEVICE(entry->obj),
                                               entry->options, entry->typed,
@@ -244,7 +247,7 @@ static void check_device(LedgerEntry *entry, Error **errp)
 }
 
 /* Objects that are the other end of something that is not carried */
-static void check_object(LedgerEntry *entry, Error **errp)
+static void check_object(const LedgerEntry *entry, Error **errp)
 {
     static const char *const types[] = {
         "dbus-vmstate", "vhost-user-blk-server", "x-remote-object",
@@ -259,22 +262,42 @@ static void check_object(LedgerEntry *entry, Error **errp)
     }
 }
 
+/* An object that somebody still has a reference to */
 static bool is_gone(const LedgerEntry *entry)
 {
     return entry->obj && !entry->obj->parent;
 }
 
+const LedgerEntry *exec_upgrade_ledger_next(const LedgerEntry *entry)
+{
+    if (!entry) {
+        forget_gone_netdevs();
+        entry = QTAILQ_FIRST(&ledger);
+    } else {
+        entry = QTAILQ_NEXT(entry, next);
+    }
+    while (entry && is_gone(entry)) {
+        entry = QTAILQ_NEXT(entry, next);
+    }
+    return entry;
+}
+
+/* Those that commands have made */
+static const LedgerEntry *next_added(const LedgerEntry *entry)
+{
+    do {
+        entry = exec_upgrade_ledger_next(entry);
+    } while (entry && entry->early);
+    return entry;
+}
+
 static void check_entries(strList **blockers)
 {
-    LedgerEntry *entry;
+    const LedgerEntry *entry = NULL;
 
-    forget_gone_netdevs();
-    QTAILQ_FOREACH(entry, &ledger, next) {
+    while ((entry = next_added(entry))) {
         Error *err = NULL;
 
-        if (is_gone(entry)) {
-            continue;
-        }
         if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE) {
             check_device(entry, &err);
         } else if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
@@ -428,7 +451,7 @@ static void put_limits(QDict *options, Object *group)
                   object_property_get_qobject(group, "limits", &error_abort));
 }
 
-static QDict *object_options(const LedgerEntry *entry)
+QDict *exec_upgrade_object_options(const LedgerEntry *entry)
 {
     QDict *options = qdict_clone_shallow(entry->options);
 
@@ -456,7 +479,7 @@ static ExecUpgradeLedgerEntry *entry_save(const LedgerEntry *entry)
         e->number = exec_upgrade_device_number(dev);
         e->buses = exec_upgrade_device_buses(dev);
     } else if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
-        e->options = QOBJECT(object_options(entry));
+        e->options = QOBJECT(exec_upgrade_object_options(entry));
     } else {
         e->options = QOBJECT(qdict_clone_shallow(entry->options));
     }
@@ -482,13 +505,10 @@ static bool ledger_save(ExecUpgradeHandoff *h, Error **errp)
 {
     ExecUpgradeLedger *l = g_new0(ExecUpgradeLedger, 1);
     ExecUpgradeLedgerEntryList **tail = &l->entries;
-    LedgerEntry *entry;
+    const LedgerEntry *entry = NULL;
 
-    forget_gone_netdevs();
-    QTAILQ_FOREACH(entry, &ledger, next) {
-        if (!is_gone(entry)) {
-            QAPI_LIST_APPEND(tail, entry_save(entry));
-        }
+    while ((entry = next_added(entry))) {
+        QAPI_LIST_APPEND(tail, entry_save(entry));
     }
     l->removed = find_removed();
     if (any_device_removed(l->removed)) {
@@ -517,7 +537,7 @@ strList *exec_upgrade_ledger_changes(void)
 {
     ExecUpgradeLedgerNameList *all = find_removed(), *l;
     strList *changes = NULL, **tail = &changes;
-    LedgerEntry *entry;
+    const LedgerEntry *entry = NULL;
 
     for (l = all; l; l = l->next) {
         QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was removed",
@@ -526,19 +546,17 @@ strList *exec_upgrade_ledger_changes(void)
     }
     qapi_free_ExecUpgradeLedgerNameList(all);
 
-    forget_gone_netdevs();
-    QTAILQ_FOREACH(entry, &ledger, next) {
+    while ((entry = next_added(entry))) {
         g_autofree char *path = NULL;
 
         if (!entry->id) {
             path = object_get_canonical_path(entry->obj);
         }
-        if (!is_gone(entry)) {
-            QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was added",
-                                                   kind_names[entry->kind],
-                                                   entry->id ?: path));
-        }
+        QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was added",
+                                               kind_names[entry->kind],
+                                               entry->id ?: path));
     }
+    *tail = exec_upgrade_block_changes();
     return changes;
 }
 

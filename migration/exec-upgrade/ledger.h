@@ -11,12 +11,13 @@
 #include "qemu/queue.h"
 
 /**
- * LedgerEntry: something that a command has made
+ * LedgerEntry: something that a command, or the command line, has made
  * @kind: what it is
  * @id: its id; NULL for a device that has none
  * @obj: it itself; NULL for a network backend
  * @options: what it was made from
  * @typed: values in @options have their JSON types, else all are strings
+ * @early: the command line has made it, and the next process's does
  */
 typedef struct LedgerEntry {
     ExecUpgradeLedgerKind kind;
@@ -24,8 +25,15 @@ typedef struct LedgerEntry {
     Object *obj;
     QDict *options;
     bool typed;
+    bool early;
     QTAILQ_ENTRY(LedgerEntry) next;
 } LedgerEntry;
+
+/* The next one of all that exist, in the order of their making; NULL: first */
+const LedgerEntry *exec_upgrade_ledger_next(const LedgerEntry *entry);
+
+/* What an object would have to be made from now; the caller frees it */
+QDict *exec_upgrade_object_options(const LedgerEntry *entry);
 
 /**
  * exec_upgrade_device_place: what a device has to be told of its place, if it

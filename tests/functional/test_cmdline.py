@@ -534,13 +534,16 @@ def test_hmp(boot, setup):
 def test_query_exec_upgrade(boot):
     vm = boot()
     query = vm.qmp.execute('query-exec-upgrade')
+    configuration = query['configuration']
+    assert {c['arguments']['id'] for c in configuration
+            if c['execute'] == 'chardev-add'} == {'qmp', 'console', 'agent'}
     assert query == {'enabled': True, 'blockers': [], 'count': 0,
-                     'changes': []}
+                     'changes': [], 'configuration': configuration}
     for count in 1, 2:
         result = vm.upgrade()
         assert vm.qmp.execute('query-exec-upgrade') == {
             'enabled': True, 'blockers': [], 'count': count, 'changes': [],
-            'last': result}
+            'configuration': configuration, 'last': result}
     error = vm.refused('/nonexistent', binary='/nonexistent')
     query = vm.qmp.execute('query-exec-upgrade')
     assert query['last-error'] == error and query['count'] == 2

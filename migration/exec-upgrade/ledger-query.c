@@ -1,0 +1,129 @@
+/*
+ * Exec-upgrade: what there is, as the commands that would make it
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "block/block_int.h"
+#include "hw/qdev-core.h"
+#include "qapi/error.h"
+#include "qapi/qmp/qdict.h"
+#include "sysemu/block-backend.h"
+#include "ledger.h"
+
+#define SECRET_MASK "(secret)"
+
+static void append(ExecUpgradeCommandList ***tail, const char *execute,
+                   QDict *arguments)
+{
+    ExecUpgradeCommand *command = g_new0(ExecUpgradeCommand, 1);
+
+    command->execute = g_strdup(execute);
+    command->arguments = QOBJECT(arguments);
+    QAPI_LIST_APPEND(*tail, command);
+}
+
+static QDict *object_arguments(const LedgerEntry *entry)
+{
+    QDict *arguments = exec_upgrade_object_options(entry);
+
+    if (object_dynamic_cast(entry->obj, "secret_common") &&
+        qdict_haskey(arguments, "data")) {
+        qdict_put_str(arguments, "data", SECRET_MASK);
+    }
+    return arguments;
+}
+
+static QDict *chardev_arguments(const LedgerEntry *entry)
+{
+    QDict *arguments = qdict_clone_shallow(entry->options);
+
+    qdict_put_str(arguments, "id", entry->id);
+    return arguments;
+}
+
+static BlockBackend *find_drive(DeviceState *dev, const char *name)
+{
+    BlockBackend *blk = blk_by_name(name);
+
+    for (BlockBackend *b = blk ? NULL : blk_all_next(NULL); b;
+         b = blk_all_next(b)) {
+        Object *obj = OBJECT(blk_get_attached_dev(b));
+
+        /* A part of some devices has their drive */
+        while (obj && obj != OBJECT(dev)) {
+            obj = obj->parent;
+        }
+        if (obj) {
+            return b;
+        }
+    }
+    return blk;
+}
+
+/* The node that its drive shows now, which may not be the one it began with */
+static void put_drive(QDict *arguments, DeviceState *dev)
+{
+    const char *name = qdict_get_try_str(arguments, "drive");
+    BlockBackend *blk = name ? find_drive(dev, name) : NULL;
+
+    if (!blk) {
+        return;
+    }
+    if (blk_bs(blk)) {
+        g_autofree char *node = exec_upgrade_node_name_public(blk_bs(blk));
+
+        qdict_put_str(arguments, "drive", node);
+    } else {
+        qdict_del(arguments, "drive");
+    }
+}
+
+static QDict *device_arguments(const LedgerEntry *entry)
+{
+    DeviceState *dev = DEVICE(entry->obj);
+    QDict *arguments = qdict_clone_shallow(entry->options);
+    QDict *place = exec_upgrade_device_place(dev, entry->options, NULL);
+
+    if (place) {
+        exec_upgrade_device_options_merge(arguments, place, entry->typed);
+        qobject_unref(place);
+    }
+    put_drive(arguments, dev);
+    return arguments;
+}
+
+static void append_kind(ExecUpgradeCommandList ***tail,
+                        ExecUpgradeLedgerKind kind, const char *execute,
+                        QDict *(*arguments)(const LedgerEntry *entry))
+{
+    const LedgerEntry *entry = NULL;
+
+    while ((entry = exec_upgrade_ledger_next(entry))) {
+        if (entry->kind == kind) {
+            append(tail, execute, arguments(entry));
+        }
+    }
+}
+
+static QDict *netdev_arguments(const LedgerEntry *entry)
+{
+    return qdict_clone_shallow(entry->options);
+}
+
+ExecUpgradeCommandList *exec_upgrade_configuration_query(void)
+{
+    ExecUpgradeCommandList *list = NULL, **tail = &list;
+
+    append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_OBJECT, "object-add",
+                object_arguments);
+    append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_CHARDEV, "chardev-add",
+                chardev_arguments);
+    append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_NETDEV, "netdev_add",
+                netdev_arguments);
+    exec_upgrade_block_configuration(&tail);
+    append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_DEVICE, "device_add",
+                device_arguments);
+    return list;
+}
