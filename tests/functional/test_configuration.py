@@ -58,7 +58,7 @@ def netdev_del(vm):
 
 def object_del(vm):
     vm.qmp.execute('object-del', id='used')
-    yield "object 'used' was removed", 'may still need it'
+    yield "object 'used' was removed"
 
 
 def gdbserver(vm):
