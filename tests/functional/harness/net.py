@@ -104,24 +104,28 @@ class Pinger(threading.Thread):
                 f'{len(self.sent)} pings, {len(self.answered)} answers'
             time.sleep(0.005)
 
-    def settle(self):
-        """Waits until the guest answers at once, as it does not while its
-        interface comes up; what was lost before does not count."""
+    def settle(self, steady=100):
+        """Waits until the guest has answered the last @steady pings, all of
+        them: while its interface comes up it answers some late, and then none
+        for most of a second. What was lost before does not count."""
         deadline = time.monotonic() + TIMEOUT
+        first = 0
         while True:
-            last = len(self.sent)
-            wait = time.monotonic() + 1
-            while last not in self.answered and time.monotonic() < wait:
-                time.sleep(0.005)
-            if last in self.answered:
-                self.first = last
-                return
             assert not self.error, self.error
             assert time.monotonic() < deadline, 'the guest does not answer'
+            last = max(self.answered, default=0)
+            if last < first + steady:
+                time.sleep(0.005)
+            elif all(n in self.answered for n in range(first, last)):
+                self.first = last
+                return
+            else:
+                first = last
 
     def latency(self):
         """The longest time, in seconds, that an answer took."""
-        return max(self.answered[n] - self.sent[n] for n in self.answered)
+        return max(self.answered[n] - self.sent[n] for n in self.answered
+                   if n >= self.first)
 
     def finish(self, patience=10):
         """Ends it; returns the times at which the pings without an answer
@@ -143,7 +147,9 @@ def check_losses(lost, upgrades, interval=0.01, latency=0):
     for start, end, downtime in upgrades:
         inside = [t for t in lost if start - latency <= t <= end]
         assert len(inside) <= downtime / interval + 2, \
-            f'{len(inside)} pings lost in {downtime} s'
+            f'{len(inside)} pings lost in {downtime} s, from ' \
+            f'{inside[0] - start:.3f} to {inside[-1] - start:.3f} of ' \
+            f'{end - start:.3f} s, latency {latency:.3f} s'
         lost = [t for t in lost if t not in inside]
     first = upgrades[0][0]
     assert not lost, (
