@@ -12,6 +12,7 @@
 #include "block/dirty-bitmap.h"
 #include "qapi/error.h"
 #include "qemu/cutils.h"
+#include "qemu/memfd-exec-upgrade.h"
 #include "qemu/units.h"
 #include "internal.h"
 
@@ -69,8 +70,8 @@ static ExecUpgradeFd *data_save(BdrvDirtyBitmap *bitmap, Error **errp)
 {
     size_t size = data_size(bitmap);
     g_autofree uint8_t *data = g_malloc(size);
-    int fd = memfd_create("exec-upgrade-bitmap",
-                          MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    int fd = exec_upgrade_memfd_create("exec-upgrade-bitmap",
+                                       MFD_CLOEXEC | MFD_ALLOW_SEALING);
 
     if (fd < 0) {
         error_setg_errno(errp, errno, "can't create memfd");

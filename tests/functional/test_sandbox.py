@@ -109,6 +109,16 @@ def test_upgrade_as_libvirt_starts_it(boot, setup, emulator):
     assert status(vm, 'Seccomp_filters') == filters
 
 
+def test_memfds_of_its_own(idle_vm):
+    """The filter lets through only those that can never be executed: that of
+    a dirty bitmap's bits is one."""
+    vm = idle_vm('-blockdev', 'driver=null-co,node-name=n,size=1048576')
+    vm.qmp.execute('block-dirty-bitmap-add', node='n', name='b')
+    vm.upgrade(DEFAULT)
+    bitmap, = vm.qmp.execute('query-named-block-nodes')[0]['dirty-bitmaps']
+    assert bitmap['name'] == 'b'
+
+
 @pytest.mark.parametrize('keys', product(('allow', 'deny'), repeat=4),
                          ids='-'.join)
 def test_keys(idle_vm, keys):
