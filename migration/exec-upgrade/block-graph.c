@@ -358,31 +358,33 @@ void exec_upgrade_block_graph_open(void)
  * Compare
  */
 
-static char *children_text(BlockDriverState *bs)
+/* In any order */
+static char *children_text(const ExecUpgradeBlockChildList *children)
 {
     g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
-    BdrvChild *child;
 
-    QLIST_FOREACH(child, &bs->children, next) {
-        g_ptr_array_add(words, g_strdup_printf("%s=%s", child->name,
-                                               child->bs->node_name));
+    for (; children; children = children->next) {
+        g_ptr_array_add(words, g_strdup_printf("%s=%s", children->value->name,
+                                               children->value->node));
     }
     g_ptr_array_sort(words, (GCompareFunc)qemu_pstrcmp0);
     g_ptr_array_add(words, NULL);
     return g_strjoinv(" ", (char **)words->pdata);
 }
 
-static char *wanted_children_text(const ExecUpgradeBlockNode *node)
+static bool children_compare(const ExecUpgradeBlockNode *node,
+                             BlockDriverState *bs, Error **errp)
 {
-    g_autoptr(GPtrArray) words = g_ptr_array_new_with_free_func(g_free);
+    ExecUpgradeBlockChildList *now = children_save(bs);
+    g_autofree char *text = children_text(now);
+    g_autofree char *wanted = children_text(node->children);
 
-    for (ExecUpgradeBlockChildList *e = node->children; e; e = e->next) {
-        g_ptr_array_add(words, g_strdup_printf("%s=%s", e->value->name,
-                                               e->value->node));
+    qapi_free_ExecUpgradeBlockChildList(now);
+    if (strcmp(text, wanted)) {
+        error_setg(errp, "its children are '%s', expected '%s'", text, wanted);
+        return false;
     }
-    g_ptr_array_sort(words, (GCompareFunc)qemu_pstrcmp0);
-    g_ptr_array_add(words, NULL);
-    return g_strjoinv(" ", (char **)words->pdata);
+    return true;
 }
 
 /* A drive shows it, maybe through filters */
@@ -403,7 +405,6 @@ static bool is_shown(BlockDriverState *bs)
 static bool node_compare(const ExecUpgradeBlockNode *node, Error **errp)
 {
     BlockDriverState *bs = bdrv_find_node(node->name);
-    g_autofree char *children = NULL, *wanted = wanted_children_text(node);
     int64_t size;
 
     if (!bs || !bs->drv) {
@@ -415,10 +416,7 @@ static bool node_compare(const ExecUpgradeBlockNode *node, Error **errp)
                    bs->drv->format_name, node->driver);
         return false;
     }
-    children = children_text(bs);
-    if (strcmp(children, wanted)) {
-        error_setg(errp, "its children are '%s', expected '%s'", children,
-                   wanted);
+    if (!children_compare(node, bs, errp)) {
         return false;
     }
     if ((bs->open_flags & NODE_FLAGS) != node->flags) {
