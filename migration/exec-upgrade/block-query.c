@@ -67,7 +67,7 @@ static const char *node_shown(const ExecUpgradeBlockChildList *drives,
     return NULL;
 }
 
-/* A drive that has no device and no name any more is nobody's */
+/* One that is new or gone came or went with its device or node */
 static void compare_drives(const ExecUpgradeBlockStart *now, strList ***tail)
 {
     for (ExecUpgradeBlockChildList *e = now->drives; e; e = e->next) {

@@ -446,6 +446,9 @@ strList *exec_upgrade_ledger_changes(void);
  */
 ExecUpgradeCommandList *exec_upgrade_configuration_query(void);
 
+/* exec_upgrade_properties_find: what qom-set may have set, as it is now */
+ExecUpgradePropertyList *exec_upgrade_properties_find(Error **errp);
+
 /**
  * exec_upgrade_ledger_add_netdev: a network backend was made
  * @netdev: its options

@@ -75,16 +75,13 @@ static void put_value(QDict *options, const char *name, QObject *value,
     }
 }
 
-/* Have @options give a property the value that it has now */
-static void put_property(QDict *options, DeviceState *dev, const char *name,
-                         bool typed)
+/* Have @place give a property the value that it has now */
+static void put_property(QDict *place, DeviceState *dev, const char *name)
 {
-    QObject *value;
-
     if (object_property_find(OBJECT(dev), name)) {
-        value = object_property_get_qobject(OBJECT(dev), name, &error_abort);
-        put_value(options, name, value, typed);
-        qobject_unref(value);
+        qdict_put_obj(place, name,
+                      object_property_get_qobject(OBJECT(dev), name,
+                                                  &error_abort));
     }
 }
 
@@ -196,7 +193,7 @@ QDict *exec_upgrade_device_place(DeviceState *dev, const QDict *options,
         }
         for (int j = 0; j < ARRAY_SIZE(places[i].properties) &&
              places[i].properties[j]; j++) {
-            put_property(place, dev, places[i].properties[j], true);
+            put_property(place, dev, places[i].properties[j]);
         }
     }
     return place;
@@ -235,9 +232,6 @@ QDict *exec_upgrade_device_options(DeviceState *dev, const QDict *options,
     all = qdict_clone_shallow(options);
     exec_upgrade_device_options_merge(all, place, typed);
     qobject_unref(place);
-    if (object_dynamic_cast(OBJECT(dev), "virtio-mem-pci")) {
-        put_property(all, dev, "requested-size", typed);
-    }
     return all;
 }
 

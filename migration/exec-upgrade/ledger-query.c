@@ -24,12 +24,17 @@ static void append(ExecUpgradeCommandList ***tail, const char *execute,
     QAPI_LIST_APPEND(*tail, command);
 }
 
+static bool is_secret(Object *obj, const char *property)
+{
+    return object_dynamic_cast(obj, "secret_common") &&
+           !strcmp(property, "data");
+}
+
 static QDict *object_arguments(const LedgerEntry *entry)
 {
-    QDict *arguments = exec_upgrade_object_options(entry);
+    QDict *arguments = qdict_clone_shallow(entry->options);
 
-    if (object_dynamic_cast(entry->obj, "secret_common") &&
-        qdict_haskey(arguments, "data")) {
+    if (qdict_haskey(arguments, "data") && is_secret(entry->obj, "data")) {
         qdict_put_str(arguments, "data", SECRET_MASK);
     }
     return arguments;
@@ -43,30 +48,28 @@ static QDict *chardev_arguments(const LedgerEntry *entry)
     return arguments;
 }
 
-static BlockBackend *find_drive(DeviceState *dev, const char *name)
+static BlockBackend *find_drive(DeviceState *dev)
 {
-    BlockBackend *blk = blk_by_name(name);
-
-    for (BlockBackend *b = blk ? NULL : blk_all_next(NULL); b;
-         b = blk_all_next(b)) {
-        Object *obj = OBJECT(blk_get_attached_dev(b));
+    for (BlockBackend *blk = blk_all_next(NULL); blk;
+         blk = blk_all_next(blk)) {
+        Object *obj = OBJECT(blk_get_attached_dev(blk));
 
         /* A part of some devices has their drive */
         while (obj && obj != OBJECT(dev)) {
             obj = obj->parent;
         }
         if (obj) {
-            return b;
+            return blk;
         }
     }
-    return blk;
+    return NULL;
 }
 
 /* The node that its drive shows now, which may not be the one it began with */
 static void put_drive(QDict *arguments, DeviceState *dev)
 {
-    const char *name = qdict_get_try_str(arguments, "drive");
-    BlockBackend *blk = name ? find_drive(dev, name) : NULL;
+    BlockBackend *blk = qdict_haskey(arguments, "drive") ? find_drive(dev)
+                                                         : NULL;
 
     if (!blk) {
         return;
@@ -112,6 +115,30 @@ static QDict *netdev_arguments(const LedgerEntry *entry)
     return qdict_clone_shallow(entry->options);
 }
 
+static void append_properties(ExecUpgradeCommandList ***tail)
+{
+    ExecUpgradePropertyList *list, *e;
+    Error *err = NULL;
+
+    list = exec_upgrade_properties_find(&err);
+    /* One that can't be read is among the blockers */
+    error_free(err);
+    for (e = list; e; e = e->next) {
+        const ExecUpgradeProperty *p = e->value;
+        QDict *arguments = qdict_new();
+
+        qdict_put_str(arguments, "path", p->path);
+        qdict_put_str(arguments, "property", p->name);
+        if (is_secret(object_resolve_path(p->path, NULL), p->name)) {
+            qdict_put_str(arguments, "value", SECRET_MASK);
+        } else {
+            qdict_put_obj(arguments, "value", qobject_ref(p->value));
+        }
+        append(tail, "qom-set", arguments);
+    }
+    qapi_free_ExecUpgradePropertyList(list);
+}
+
 ExecUpgradeCommandList *exec_upgrade_configuration_query(void)
 {
     ExecUpgradeCommandList *list = NULL, **tail = &list;
@@ -125,5 +152,6 @@ ExecUpgradeCommandList *exec_upgrade_configuration_query(void)
     exec_upgrade_block_configuration(&tail);
     append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_DEVICE, "device_add",
                 device_arguments);
+    append_properties(&tail);
     return list;
 }

@@ -12,7 +12,6 @@
  */
 
 #include "qemu/osdep.h"
-#include "block/throttle-groups.h"
 #include "chardev/char.h"
 #include "hw/qdev-core.h"
 #include "monitor/qdev.h"
@@ -436,31 +435,6 @@ static void ledger_check(strList **blockers)
     check_places(blockers);
 }
 
-/* Of what it was made from, the limits may have been changed */
-static void put_limits(QDict *options, Object *group)
-{
-    const QDictEntry *e, *next;
-
-    for (e = qdict_first(options); e; e = next) {
-        next = qdict_next(options, e);
-        if (g_str_has_prefix(qdict_entry_key(e), "x-")) {
-            qdict_del(options, qdict_entry_key(e));
-        }
-    }
-    qdict_put_obj(options, "limits",
-                  object_property_get_qobject(group, "limits", &error_abort));
-}
-
-QDict *exec_upgrade_object_options(const LedgerEntry *entry)
-{
-    QDict *options = qdict_clone_shallow(entry->options);
-
-    if (object_dynamic_cast(entry->obj, TYPE_THROTTLE_GROUP)) {
-        put_limits(options, entry->obj);
-    }
-    return options;
-}
-
 static ExecUpgradeLedgerEntry *entry_save(const LedgerEntry *entry)
 {
     ExecUpgradeLedgerEntry *e = g_new0(ExecUpgradeLedgerEntry, 1);
@@ -478,8 +452,6 @@ static ExecUpgradeLedgerEntry *entry_save(const LedgerEntry *entry)
         e->has_number = !entry->id;
         e->number = exec_upgrade_device_number(dev);
         e->buses = exec_upgrade_device_buses(dev);
-    } else if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
-        e->options = QOBJECT(exec_upgrade_object_options(entry));
     } else {
         e->options = QOBJECT(qdict_clone_shallow(entry->options));
     }

@@ -32,9 +32,6 @@ typedef struct LedgerEntry {
 /* The next one of all that exist, in the order of their making; NULL: first */
 const LedgerEntry *exec_upgrade_ledger_next(const LedgerEntry *entry);
 
-/* What an object would have to be made from now; the caller frees it */
-QDict *exec_upgrade_object_options(const LedgerEntry *entry);
-
 /**
  * exec_upgrade_device_place: what a device has to be told of its place, if it
  * is not to take the next one that is free

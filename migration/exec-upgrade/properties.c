@@ -157,20 +157,30 @@ static strList *enabled_trace_events(void)
     return names;
 }
 
-static bool properties_save(ExecUpgradeHandoff *h, Error **errp)
+ExecUpgradePropertyList *exec_upgrade_properties_find(Error **errp)
 {
-    ExecUpgradePropertyList **tail = &h->properties;
+    ExecUpgradePropertyList *list = NULL, **tail = &list;
 
+    forget_gone();
     for (int i = 0; i < (properties ? properties->len : 0); i++) {
         ExecUpgradeProperty *p = property_save(properties->pdata[i], errp);
 
         if (!p) {
-            return false;
+            qapi_free_ExecUpgradePropertyList(list);
+            return NULL;
         }
         QAPI_LIST_APPEND(tail, p);
     }
+    return list;
+}
+
+static bool properties_save(ExecUpgradeHandoff *h, Error **errp)
+{
+    ERRP_GUARD();
+
+    h->properties = exec_upgrade_properties_find(errp);
     h->trace_events = enabled_trace_events();
-    return true;
+    return !*errp;
 }
 
 /*

@@ -204,6 +204,30 @@ def test_virtio_blk(make_vm, machine):
     check_written(vm, '/dev/vda')
 
 
+def test_after_migration_and_ten_upgrades(make_vm):
+    """A guest that came by migration, with a disk that was plugged there and
+    here, and that is changed and upgraded again."""
+    source = start(make_vm, 'pc', DISKS)
+    target = make_vm(args=['-incoming', 'defer', *(
+        arg.format(dir=source.dir) for arg in DISKS)]).start()
+    target.buses = None
+    for vm in source, target:
+        plug(vm, 'virtio-blk-pci', id='disk1', drive='a', addr='10')
+    write_disk(source, '/dev/vda')
+    upgrade(source)
+    check_written(source, '/dev/vda')
+    source.migrate_to(target)
+    source.qmp.execute('quit')
+    source.wait_gone()
+    target.agent.ask('disk start /dev/vda 2 8')
+    plug(target, 'virtio-rng-pci', id='rng1')
+    upgrade(target, 10)
+    check_written(target, '/dev/vda')
+    unplug(target, 'disk1')
+    assert changes(target) == ["device 'rng1' was added"]
+    upgrade(target)
+
+
 def test_disk_of_the_command_line_unplugged(make_vm, machine):
     """Its node stays, and can be plugged again."""
     vm = start(make_vm, machine, [

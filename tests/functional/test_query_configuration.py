@@ -54,6 +54,13 @@ def change(vm):
     vm.qmp.execute('netdev_add', type='hubport', id='net1', hubid=3)
     vm.qmp.execute('device_add', driver='virtio-net-pci', id='nic1',
                    netdev='net1')
+    vm.qmp.reply(vm.qmp.send('object-add', {
+        'qom-type': 'throttle-group', 'id': 'tg',
+        'limits': {'iops-total': 100}}))
+    vm.qmp.execute('qom-set', path='/objects/tg', property='limits',
+                   value={'iops-total': 200})
+    vm.qmp.execute('qom-set', path='/objects/io', property='poll-max-ns',
+                   value=4711)
 
 
 def files(vm):
@@ -75,6 +82,7 @@ def test_changes(vm):
     changes = query(vm)[1]
     assert set(changes) >= {
         "network backend 'net1' was added", "device 'nic1' was added",
+        "object 'tg' was added",
         "device 'disk1' was added", "block node 'more' was added",
         f"drive 'd0' shows block node '{now['d0']}'",
         f"drive 'cd0' shows block node '{now['cd0']}'",
@@ -90,6 +98,9 @@ def test_recreate(vm, make_vm):
     change(vm)
     configuration = query(vm)[0]
     assert 'hidden' not in json.dumps(configuration)
+    assert {'execute': 'qom-set', 'arguments': {
+        'path': '/objects/io', 'property': 'poll-max-ns',
+        'value': 4711}} in configuration
     vm.upgrade()
     assert query(vm)[0] == configuration
     before = places(vm), files(vm)

@@ -25,8 +25,11 @@ def guest_lives_on(vm, fill=75):
     memory = vm.agent.ask(f'mem fill {fill}') if fill else None
     assert not fill or memory['bytes'] > 32 << 20
     yield
-    wait_until(lambda: vm.agent.ask('counter')['counter'] > before['counter'])
-    after = vm.agent.ask('counter')
+
+    def counted_on():
+        now = vm.agent.ask('counter')
+        return now['counter'] > before['counter'] and now
+    after = wait_until(counted_on)
     assert after['boot_id'] == before['boot_id']
     assert after['monotonic'] > before['monotonic']
     assert after['cpus'] == before['cpus']
