@@ -6,7 +6,7 @@ import time
 import pytest
 
 MS = 1000000        # nanoseconds
-SLACK = 250 * MS    # what a loaded host under TCG may add
+SLACK = 1000 * MS   # what a loaded host under TCG may add
 
 
 def host_offset(vm):
@@ -37,10 +37,12 @@ def test_clocks(boot, smp):
     result = vm.agent.ask('clock stop')
     assert result['backwards'] == 0
     assert result['max_gap'] < pause + SLACK
-    assert result['burst'] * 10 * MS <= result['max_gap'] + 20 * MS
+    assert result['surplus'] == 0
     assert result['reads'] <= result['elapsed'] / (10 * MS) + 2
     assert result['ticks'] <= result['elapsed'] / (10 * MS) + 2
-    assert result['ticks'] >= (result['elapsed'] - result['max_gap']) \
+    # A vCPU that waits for its processor takes the readings late, the first
+    # and the last too
+    assert result['ticks'] >= (result['elapsed'] - 2 * result['max_gap']) \
         / (10 * MS) - 2
     assert abs(result['wall']) < 5 * MS
     # Clock and TSC are not read at once: one pause may come in between, but
@@ -72,7 +74,8 @@ def test_monotonic_time_counts_what_the_host_counts(boot):
     after = readings()
     guest = after[1] - before[1]
     assert guest <= after[2] - before[0] + 5 * MS
-    assert guest >= after[0] - before[2] - pause - SLACK
+    # Nothing here waits for the guest's turn on a processor
+    assert guest >= after[0] - before[2] - pause - 250 * MS
 
 
 def interrupts(vm):
