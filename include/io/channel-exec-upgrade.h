@@ -1,5 +1,5 @@
 /*
- * Exec-upgrade: end sessions that can't be carried
+ * Exec-upgrade: listening sockets; end sessions that can't be carried
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -9,6 +9,20 @@
 
 #include "crypto/tlssession.h"
 #include "io/channel.h"
+#include "io/net-listener.h"
+
+/**
+ * exec_upgrade_listener_open: take over the listening sockets that the
+ * previous process had here, or open them
+ * @listener: the listener, without a socket
+ * @addr: where to listen
+ * @backlog: how many may wait to be accepted
+ * @errp: error
+ *
+ * Takes the place of qio_net_listener_open_sync(), and returns what that does.
+ */
+int exec_upgrade_listener_open(QIONetListener *listener, SocketAddress *addr,
+                               int backlog, Error **errp);
 
 /**
  * exec_upgrade_channel_bye: tell the peer that a session ends

@@ -212,6 +212,20 @@ bool exec_upgrade_block_backends_busy(void);
 bool exec_upgrade_block_backends_check(Error **errp);
 
 /**
+ * exec_upgrade_block_backend_hold: keep who uses a drive from it
+ * @blk: the drive, with a medium
+ *
+ * As a drained section, but for this user of the node alone: until
+ * exec_upgrade_block_backend_release() it begins no request.  Until then it
+ * is also inactivated although it may write.
+ */
+void exec_upgrade_block_backend_hold(BlockBackend *blk);
+void exec_upgrade_block_backend_release(BlockBackend *blk);
+
+/* Whether something that was begun before is not complete yet */
+bool exec_upgrade_block_backend_held_busy(BlockBackend *blk);
+
+/**
  * exec_upgrade_node_name_generate: make a name for a block node
  *
  * Takes the place of id_generate(); no node has the name, which the caller

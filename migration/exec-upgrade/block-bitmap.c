@@ -43,7 +43,8 @@ void exec_upgrade_bitmap_check(BlockDriverState *bs, strList **blockers)
     FOR_EACH_DIRTY_BITMAP(bs, bitmap) {
         const char *name = bdrv_dirty_bitmap_name(bitmap);
 
-        if (name && bdrv_dirty_bitmap_check(bitmap, BDRV_BITMAP_BUSY, NULL)) {
+        if (name && bdrv_dirty_bitmap_check(bitmap, BDRV_BITMAP_BUSY, NULL) &&
+            !exec_upgrade_export_has_bitmap(bitmap)) {
             exec_upgrade_add_blocker(blockers, "dirty bitmap '%s' of block "
                                      "node '%s' is in use", name,
                                      bs->node_name);

@@ -114,19 +114,29 @@ void exec_upgrade_block_node_check(BlockDriverState *bs, strList **blockers)
     }
 }
 
-/* Nodes that what is carried uses: devices' if @devices, else all */
-static GHashTable *used_nodes(bool devices)
+static void add_node(BlockDriverState *bs, void *seen)
+{
+    walk_node(bs, seen, NULL, NULL);
+}
+
+/*
+ * Nodes that what is carried uses: if @placing, only those whose users may
+ * give them an iothread
+ */
+static GHashTable *used_nodes(bool placing)
 {
     GHashTable *seen = g_hash_table_new(NULL, NULL);
+
+    exec_upgrade_exports_walk(add_node, seen);
 
     for (BlockBackend *blk = blk_all_next(NULL); blk;
          blk = blk_all_next(blk)) {
         if (blk_bs(blk) && (blk_get_attached_dev(blk) ||
-                            (!devices && blk_name(blk)[0]))) {
+                            (!placing && blk_name(blk)[0]))) {
             walk_node(blk_bs(blk), seen, NULL, NULL);
         }
     }
-    for (BlockDriverState *bs = devices ? NULL : bdrv_next_monitor_owned(NULL);
+    for (BlockDriverState *bs = placing ? NULL : bdrv_next_monitor_owned(NULL);
          bs; bs = bdrv_next_monitor_owned(bs)) {
         walk_node(bs, seen, NULL, NULL);
     }
@@ -136,7 +146,7 @@ static GHashTable *used_nodes(bool devices)
 void exec_upgrade_block_graph_check(strList **blockers)
 {
     g_autoptr(GHashTable) used = used_nodes(false);
-    g_autoptr(GHashTable) shown = used_nodes(true);
+    g_autoptr(GHashTable) placed = used_nodes(true);
 
     for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
          bs = bdrv_next_all_states(bs)) {
@@ -144,11 +154,11 @@ void exec_upgrade_block_graph_check(strList **blockers)
             exec_upgrade_add_blocker(blockers, "block node '%s' is used by "
                                      "QEMU itself, which can't be carried",
                                      bs->node_name);
-        } else if (!g_hash_table_contains(shown, bs) &&
+        } else if (!g_hash_table_contains(placed, bs) &&
                    bdrv_get_aio_context(bs) != qemu_get_aio_context()) {
             exec_upgrade_add_blocker(blockers, "block node '%s' was moved to "
-                                     "an iothread that no device has given "
-                                     "it", bs->node_name);
+                                     "an iothread that no device or export "
+                                     "has given it", bs->node_name);
         }
     }
 }
@@ -440,6 +450,7 @@ static bool node_compare(const ExecUpgradeBlockNode *node, Error **errp)
 
 bool exec_upgrade_block_graph_load(const ExecUpgradeHandoff *h, Error **errp)
 {
+    exec_upgrade_exports_keep(h);
     /* What is used by somebody stays: a device, a parent, the monitor */
     for (int i = 0; i < opened->len; i++) {
         bdrv_unref(opened->pdata[i]);

@@ -107,6 +107,7 @@ strList *exec_upgrade_block_changes(void)
     compare_nodes(now->nodes, at_start->nodes, "added", &tail);
     compare_drives(now, &tail);
     qapi_free_ExecUpgradeBlockStart(now);
+    exec_upgrade_exports_changes(&tail);
     return changes;
 }
 

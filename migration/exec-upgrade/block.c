@@ -9,9 +9,7 @@
 
 #include "qemu/osdep.h"
 #include "block/block_int.h"
-#include "block/nbd.h"
 #include "qapi/error.h"
-#include "qapi/qapi-commands-block-export.h"
 #include "qapi/qmp/qdict.h"
 #include "qemu/cutils.h"
 #include "qemu/job.h"
@@ -240,22 +238,6 @@ static void job_blockers(strList **blockers)
     }
 }
 
-static void export_blockers(strList **blockers)
-{
-    BlockExportInfoList *exports = qmp_query_block_exports(NULL);
-
-    for (BlockExportInfoList *e = exports; e; e = e->next) {
-        exec_upgrade_add_blocker(blockers, "block node '%s' is exported as "
-                                 "'%s' (%s)", e->value->node_name,
-                                 e->value->id,
-                                 BlockExportType_str(e->value->type));
-    }
-    if (!exports && nbd_server_is_running()) {
-        exec_upgrade_add_blocker(blockers, "the NBD server is running");
-    }
-    qapi_free_BlockExportInfoList(exports);
-}
-
 static void block_check(strList **blockers)
 {
     for (BlockDriverState *bs = bdrv_next_all_states(NULL); bs;
@@ -264,9 +246,8 @@ static void block_check(strList **blockers)
     }
     exec_upgrade_drive_check(blockers);
     job_blockers(blockers);
-    export_blockers(blockers);
     if (!*blockers) {
-        /* A job's and an export's nodes would be found, too */
+        /* A job's nodes would be found, too */
         exec_upgrade_block_graph_check(blockers);
     }
     if (qemu_system_dump_in_progress()) {
@@ -383,7 +364,7 @@ static bool activate_nodes(Error **errp)
     BlockDriverState *bs;
 
     bdrv_activate_all(errp);
-    if (*errp) {
+    if (*errp || !exec_upgrade_exports_activate(errp)) {
         return false;
     }
     for (bs = bdrv_next_all_states(NULL); bs; bs = bdrv_next_all_states(bs)) {

@@ -334,6 +334,13 @@ undo:
     exec_upgrade_fds_restore();
 }
 
+/* The guest goes on in this process */
+static void give_up(const ExecUpgradePause *pause)
+{
+    resume_guest(pause->run_state);
+    exec_upgrade_exports_release();
+}
+
 static void upgrade_bh(void *opaque);
 
 /*
@@ -355,13 +362,16 @@ static void upgrade_bh(void *opaque)
     if (!check_blockers(&req->err)) {
         goto out;
     }
+    if (!exec_upgrade_exports_hold(&req->err)) {
+        goto out;
+    }
     if (!pause_guest(&pause, &req->err)) {
-        resume_guest(pause.run_state);
+        give_up(&pause);
         goto out;
     }
     if (exec_upgrade_runstate_request_pending()) {
         /* A reset, shutdown, …: it is the main loop's to act on */
-        resume_guest(pause.run_state);
+        give_up(&pause);
         if (++req->tries < QUIESCE_TRIES) {
             upgrade_schedule(req);
             return;
@@ -371,7 +381,7 @@ static void upgrade_bh(void *opaque)
         goto out;
     }
     save_and_exec(req, &pause);
-    resume_guest(pause.run_state);
+    give_up(&pause);
 out:
     if (req->co) {
         aio_co_wake(req->co);

@@ -56,6 +56,7 @@ extern const ExecUpgradeStage exec_upgrade_stage_thread_context;
 extern const ExecUpgradeStage exec_upgrade_stage_ledger;
 extern const ExecUpgradeStage exec_upgrade_stage_device_state;
 extern const ExecUpgradeStage exec_upgrade_stage_block;
+extern const ExecUpgradeStage exec_upgrade_stage_block_export;
 extern const ExecUpgradeStage exec_upgrade_stage_configuration;
 extern const ExecUpgradeStage exec_upgrade_stage_properties;
 extern const ExecUpgradeStage exec_upgrade_stage_vmgenid;
@@ -137,6 +138,32 @@ ExecUpgradeFd *exec_upgrade_fd_carry(int fd);
  */
 int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
                           Error **errp);
+
+/*
+ * Listening sockets
+ */
+
+struct QIONetListener;
+
+/* exec_upgrade_listener_save: carry those of @listener, which may be NULL */
+ExecUpgradeFdList *exec_upgrade_listener_save(struct QIONetListener *listener);
+
+/**
+ * exec_upgrade_listener_adopt: give a listener the sockets that it had
+ * @listener: the listener
+ * @fds: what exec_upgrade_listener_save() returned in the previous process
+ * @what: what they are, for the error
+ * @errp: error
+ */
+bool exec_upgrade_listener_adopt(struct QIONetListener *listener,
+                                 const ExecUpgradeFdList *fds,
+                                 const char *what, Error **errp);
+
+/*
+ * exec_upgrade_listener_carried: have exec_upgrade_listener_open() take over
+ * @fds from now on, or none if NULL
+ */
+void exec_upgrade_listener_carried(const ExecUpgradeFdList *fds);
 
 /**
  * exec_upgrade_fds_close_rest: close what was carried and not adopted
@@ -336,6 +363,42 @@ bool exec_upgrade_block_reactivate(Error **errp);
  * that its users need.
  */
 bool exec_upgrade_block_activate(Error **errp);
+
+/*
+ * Block exports
+ */
+
+/**
+ * exec_upgrade_exports_hold: take no request from any client of an export
+ * @errp: error
+ *
+ * Guest running.  Waits for the replies to what has been requested, but not
+ * for ever: a client may not read them.  If it succeeds,
+ * exec_upgrade_exports_release() undoes it; the clients don't notice.
+ */
+bool exec_upgrade_exports_hold(Error **errp);
+void exec_upgrade_exports_release(void);
+
+/* Whether an export offers @bitmap to its clients, and so keeps it in use */
+bool exec_upgrade_export_has_bitmap(const BdrvDirtyBitmap *bitmap);
+
+/* Calls @func for each node that is exported */
+void exec_upgrade_exports_walk(void (*func)(BlockDriverState *bs,
+                                            void *opaque), void *opaque);
+
+/*
+ * exec_upgrade_exports_keep: machine complete: keep the nodes of @h's exports
+ * until these have been made
+ * exec_upgrade_exports_activate: activate them, who may have no other user
+ */
+void exec_upgrade_exports_keep(const ExecUpgradeHandoff *h);
+bool exec_upgrade_exports_activate(Error **errp);
+
+/* exec_upgrade_exports_changes: what commands have added, in words, appended */
+void exec_upgrade_exports_changes(strList ***tail);
+
+/* exec_upgrade_exports_configuration: the commands for it, appended */
+void exec_upgrade_exports_configuration(ExecUpgradeCommandList ***tail);
 
 /* Block accounting: what a drive has counted, and how */
 ExecUpgradeAccounting *exec_upgrade_accounting_save(BlockBackend *blk);

@@ -153,5 +153,6 @@ ExecUpgradeCommandList *exec_upgrade_configuration_query(void)
     append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_DEVICE, "device_add",
                 device_arguments);
     append_properties(&tail);
+    exec_upgrade_exports_configuration(&tail);
     return list;
 }

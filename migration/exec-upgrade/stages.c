@@ -27,6 +27,7 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     &exec_upgrade_stage_ledger,
     &stage_ram,
     &exec_upgrade_stage_block,
+    &exec_upgrade_stage_block_export,
     &exec_upgrade_stage_configuration,
     &exec_upgrade_stage_properties,
     &exec_upgrade_stage_vmgenid,

@@ -66,25 +66,13 @@ def gdbserver(vm):
     yield "character device 'gdb' was added"
 
 
-def nbd_export(vm):
-    vm.qmp.execute('nbd-server-start', addr={
-        'type': 'unix', 'data': {'path': str(vm.dir / 'nbd')}})
-    assert any('NBD server' in text for text in vm.blockers())
-    vm.qmp.execute('block-export-add', type='nbd', id='e7',
-                   node_name='spare', writable=True)
-    yield "exported as 'e7'"
-    vm.qmp.execute('nbd-server-stop')
-    yield TAKEN_BACK
-
-
 def backup_job(vm):
     vm.qmp.execute('drive-backup', job_id='j7', device='d0', sync='full',
                    target=str(vm.dir / 'backup'), auto_finalize=False)
     yield "job 'j7' (backup) is"
 
 
-CHANGES = [bridge_add, netdev_del, object_del, gdbserver, nbd_export,
-           backup_job]
+CHANGES = [bridge_add, netdev_del, object_del, gdbserver, backup_job]
 
 
 @pytest.mark.parametrize('change', CHANGES, ids=lambda f: f.__name__)
