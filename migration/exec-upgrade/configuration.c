@@ -63,8 +63,8 @@ static const struct {
 };
 
 /*
- * @option: it is made by an option with its name as the id, which the new
- *          process can leave out
+ * @option: it is made by an option of its own, which the new process can leave
+ *          out
  * @ledger: it is in the ledger
  */
 typedef struct Thing {
@@ -120,13 +120,13 @@ static gint thing_sort(gconstpointer a, gconstpointer b)
 
 static char *device_name(DeviceState *dev)
 {
-    g_autofree char *path = NULL;
+    g_autofree char *name = exec_upgrade_device_name(dev);
 
-    if (dev->id) {
-        return g_strdup(dev->id);
+    if (dev->id || dev->opts) {
+        return g_steal_pointer(&name);
     }
-    path = object_get_canonical_path(OBJECT(dev));
-    return g_strdup_printf("%s (%s)", path, object_get_typename(OBJECT(dev)));
+    /* The machine has made it, and its path says little */
+    return g_strdup_printf("%s (%s)", name, object_get_typename(OBJECT(dev)));
 }
 
 /*
@@ -143,7 +143,7 @@ static int add_device(Object *obj, void *things)
     }
     thing = add(things, KIND_DEVICE, device_name(dev),
                 g_strdup(object_get_typename(obj)));
-    thing->option = dev->id && dev->opts;
+    thing->option = dev->opts;
     thing->ledger = exec_upgrade_ledger_has(obj);
     return 0;
 }

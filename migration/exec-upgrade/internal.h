@@ -496,6 +496,12 @@ ExecUpgradeLedgerNameList *exec_upgrade_configuration_removed(void);
  * The ledger of what commands have made
  */
 
+/*
+ * exec_upgrade_device_name: a device's id, or its QOM path if it has none; the
+ * caller frees it
+ */
+char *exec_upgrade_device_name(DeviceState *dev);
+
 /* exec_upgrade_ledger_has: whether it has @obj, or what it is a part of */
 bool exec_upgrade_ledger_has(Object *obj);
 bool exec_upgrade_ledger_has_netdev(const char *id);

@@ -41,7 +41,7 @@ static const struct {
     { TYPE_DEVICE, { "mac" } },
 };
 
-static char *device_name(DeviceState *dev)
+char *exec_upgrade_device_name(DeviceState *dev)
 {
     return dev->id ? g_strdup(dev->id)
                    : object_get_canonical_path(OBJECT(dev));
@@ -114,7 +114,7 @@ static bool bus_name_is_unique(const char *name)
 static bool put_bus(QDict *place, DeviceState *dev, Error **errp)
 {
     BusState *bus = dev->parent_bus;
-    g_autofree char *name = device_name(dev);
+    g_autofree char *name = exec_upgrade_device_name(dev);
 
     if (!bus || bus == sysbus_get_default()) {
         return true;
@@ -162,7 +162,7 @@ static bool put_usb(QDict *place, DeviceState *dev, Error **errp)
 {
     USBDevice *udev = (USBDevice *)object_dynamic_cast(OBJECT(dev),
                                                        TYPE_USB_DEVICE);
-    g_autofree char *name = device_name(dev);
+    g_autofree char *name = exec_upgrade_device_name(dev);
 
     if (!udev || !udev->port) {
         return true;
@@ -217,7 +217,7 @@ QDict *exec_upgrade_device_options(DeviceState *dev, const QDict *options,
     QDict *place, *all;
 
     if (object_dynamic_cast(OBJECT(dev), TYPE_PCI_BRIDGE)) {
-        g_autofree char *name = device_name(dev);
+        g_autofree char *name = exec_upgrade_device_name(dev);
 
         /* Its buses have no number before firmware or the guest looks */
         error_setg(errp, "device '%s' (%s) is a PCI bridge that was plugged "

@@ -45,6 +45,9 @@ static QTAILQ_HEAD(, LedgerEntry) ledger = QTAILQ_HEAD_INITIALIZER(ledger);
 /* What the command line makes, and earlier processes found deleted */
 static ExecUpgradeLedgerNameList *removed;
 
+/* Devices of the command line that have no id, up to now */
+static int options_without_id;
+
 /* The entry of the previous process that is being made again */
 static const ExecUpgradeLedgerEntry *building;
 
@@ -228,8 +231,13 @@ void exec_upgrade_ledger_add_chardev(Chardev *chr,
 
 int exec_upgrade_ledger_anon_number(int *next)
 {
-    if (building && building->has_number) {
+    if (building) {
         *next = building->number;
+    } else if (phase_check(PHASE_MACHINE_READY)) {
+        *next = MAX(*next, options_without_id);
+    } else {
+        /* Others before it may have been left out */
+        *next = options_without_id - 1;
     }
     return (*next)++;
 }
@@ -364,10 +372,9 @@ static int add_place(Object *obj, void *opaque)
         return 1;
     }
     place = g_new0(ExecUpgradeLedgerPlace, 1);
-    place->has_id = dev->id;
-    place->id = g_strdup(dev->id);
-    place->number = dev->id ? -1 : exec_upgrade_device_number(dev);
+    place->id = exec_upgrade_device_name(dev);
     place->options = QOBJECT(options);
+    place->buses = exec_upgrade_device_buses(dev);
     QAPI_LIST_PREPEND(search->list, place);
     return 0;
 }
@@ -561,22 +568,24 @@ bool exec_upgrade_netdev_removed(const char *id)
     return is_removed(EXEC_UPGRADE_LEDGER_KIND_NETDEV, id);
 }
 
-/* Number of the next device of the command line that has no id */
-static int next_number;
-
-static const ExecUpgradeLedgerPlace *place_find(const QDict *options)
+/* The name that the command line's next device will have */
+static char *option_name(const QDict *options)
 {
-    const ExecUpgradeLedger *ledger_before = handoff_ledger();
     const char *id = qdict_get_try_str(options, "id");
+
+    return id ? g_strdup(id)
+              : g_strdup_printf("/machine/peripheral-anon/device[%d]",
+                                options_without_id++);
+}
+
+static const ExecUpgradeLedgerPlace *place_find(const char *name)
+{
+    const ExecUpgradeLedger *before = handoff_ledger();
     ExecUpgradeLedgerPlaceList *l;
-    int number = id ? -1 : next_number++;
 
-    for (l = ledger_before ? ledger_before->places : NULL; l; l = l->next) {
-        const ExecUpgradeLedgerPlace *place = l->value;
-
-        if (id ? place->has_id && !strcmp(place->id, id)
-               : !place->has_id && place->number == number) {
-            return place;
+    for (l = before ? before->places : NULL; l; l = l->next) {
+        if (!strcmp(l->value->id, name)) {
+            return l->value;
         }
     }
     return NULL;
@@ -585,16 +594,17 @@ static const ExecUpgradeLedgerPlace *place_find(const QDict *options)
 DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
                                              Error **errp)
 {
-    const ExecUpgradeLedgerPlace *place = place_find(options);
+    g_autofree char *name = option_name(options);
+    const ExecUpgradeLedgerPlace *place = place_find(name);
     QDict *placed;
     DeviceState *dev;
 
-    if (is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE,
-                   qdict_get_try_str(options, "id"))) {
+    if (is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE, name)) {
         return NULL;
     }
     placed = qdict_clone_shallow(options);
     if (place) {
+        exec_upgrade_device_buses_next(place->buses);
         exec_upgrade_device_options_merge(placed,
                                           qobject_to(QDict, place->options),
                                           typed);

@@ -490,6 +490,71 @@ def test_without_id(make_vm):
     assert anonymous() == before
 
 
+def peripheral_anon(vm):
+    """Numbers of the devices without an id, with their types."""
+    return {int(re.search(r'\d+', d['name'])[0]): d['type']
+            for d in vm.qmp.execute('qom-list',
+                                    path='/machine/peripheral-anon')
+            if d['name'].startswith('device[')}
+
+
+def unplug_number(vm, number):
+    path = f'/machine/peripheral-anon/device[{number}]'
+    vm.qmp.execute('device_del', id=path)
+    vm.qmp.wait_event('DEVICE_DELETED', path=path)
+
+
+def test_without_id_unplugged(make_vm):
+    """Those of the command line that stay keep their numbers, their places
+    and the numbers of their buses."""
+    vm = start(make_vm, 'pc', [
+        *DISKS, '-device', 'virtio-scsi-pci', '-device', 'virtio-scsi-pci',
+        '-device', 'scsi-hd,drive=a,bus=scsi.1', '-device', 'virtio-rng-pci',
+        '-device', '{{"driver":"virtio-balloon-pci"}}',
+        '-device', '{{"driver":"virtio-scsi-pci"}}',
+        '-device', '{{"driver":"virtio-rng-pci"}}'])
+    write_disk(vm, '/dev/sda')
+    # before them are the guest's two serial lines
+    before = peripheral_anon(vm)
+    assert set(before) == set(range(9))
+    for number in 2, 6, 8:
+        unplug_number(vm, number)
+    expected = sorted(f"device '/machine/peripheral-anon/device[{number}]' "
+                      'was removed' for number in (2, 6, 8))
+    assert changes(vm) == expected
+    after = peripheral_anon(vm)
+    assert set(after) == {0, 1, 3, 4, 5, 7}
+    upgrade(vm, 2)
+    assert peripheral_anon(vm) == after
+    check_written(vm, '/dev/sda')
+    # no number is given twice
+    plug(vm, 'virtio-balloon-pci')
+    assert peripheral_anon(vm) == {**after, 9: 'child<virtio-balloon-pci>'}
+    vm.qmp.execute('device_add', driver='scsi-hd', drive='b', bus='scsi.2')
+    vm.agent.wait_path('/dev/sdb')
+    upgrade(vm, 2)
+    unplug_number(vm, 3)
+    unplug_number(vm, 5)
+    upgrade(vm)
+    write_disk(vm, '/dev/sdb')
+    upgrade(vm)
+    check_written(vm, '/dev/sdb')
+
+
+def test_if_virtio_unplugged(make_vm):
+    """The drive goes with the device that -drive has made."""
+    vm = start(make_vm, 'pc', [
+        '-drive', 'if=virtio,format=raw,file={dir}/a',
+        '-drive', 'if=virtio,format=raw,file={dir}/b'])
+    write_disk(vm, '/dev/vdb')
+    first = min(number for number, kind in peripheral_anon(vm).items()
+                if 'virtio-blk' in kind)
+    unplug_number(vm, first)
+    upgrade(vm, 2)
+    check_written(vm, '/dev/vdb')
+    assert vm.agent.sh('ls /dev/vd*').split() == ['/dev/vdb']
+
+
 def test_unplug_pending(make_vm, machine):
     """The guest answers after the upgrade what it was asked before."""
     vm = start(make_vm, machine, [
