@@ -11,7 +11,6 @@
 #include "qemu/osdep.h"
 #include "hw/core/cpu.h"
 #include "hw/pci/pci.h"
-#include "hw/pci/pci_bridge.h"
 #include "hw/qdev-core.h"
 #include "hw/qdev-properties.h"
 #include "hw/usb.h"
@@ -214,18 +213,9 @@ void exec_upgrade_device_options_merge(QDict *options, const QDict *place,
 QDict *exec_upgrade_device_options(DeviceState *dev, const QDict *options,
                                    bool typed, Error **errp)
 {
-    QDict *place, *all;
+    QDict *place = exec_upgrade_device_place(dev, options, errp);
+    QDict *all;
 
-    if (object_dynamic_cast(OBJECT(dev), TYPE_PCI_BRIDGE)) {
-        g_autofree char *name = exec_upgrade_device_name(dev);
-
-        /* Its buses have no number before firmware or the guest looks */
-        error_setg(errp, "device '%s' (%s) is a PCI bridge that was plugged "
-                   "into the running machine", name,
-                   object_get_typename(OBJECT(dev)));
-        return NULL;
-    }
-    place = exec_upgrade_device_place(dev, options, errp);
     if (!place) {
         return NULL;
     }

@@ -572,12 +572,72 @@ def test_unplug_pending(make_vm, machine):
     upgrade(vm)
 
 
+# Below it there is a bus number for a bridge, which Linux needs to find it
+WIDE_PORT = ['-device', 'pcie-root-port,id=wide,chassis=9,slot=9,bus-reserve=4']
+
+
+def plug_bridge(vm, machine, **kwargs):
+    if machine == 'pc':
+        plug(vm, 'pci-bridge', chassis_nr=9, **kwargs)
+    else:
+        plug(vm, 'pcie-pci-bridge', bus='wide', **kwargs)
+
+
+def test_bridge(make_vm, machine):
+    """A bridge that was plugged, and what was plugged below it, before the
+    guest has looked, and afterwards."""
+    vm = start(make_vm, machine,
+               DISKS + (WIDE_PORT if machine == 'q35' else []))
+    vm.qmp.execute('stop')
+    plug_bridge(vm, machine, id='bridge')
+    plug(vm, 'virtio-blk-pci', id='disk1', drive='a', bus='bridge', addr='3')
+    vm.upgrade()
+    vm.qmp.execute('cont')
+    write_disk(vm, '/dev/vda')
+    upgrade(vm, 2)
+    check_written(vm, '/dev/vda')
+    unplug(vm, 'bridge')
+    assert not changes(vm)
+    upgrade(vm)
+
+
+def test_plug_below_bridge(make_vm):
+    """Once the guest has the bridge; it is the bridge that tells it."""
+    vm = start(make_vm, 'q35', DISKS + WIDE_PORT)
+    plug_bridge(vm, 'q35', id='bridge')
+    wait_until(lambda: '0x1b36 0x000e' in guest_pci(vm))
+    upgrade(vm)
+    for addr in '3', '4':
+        plug(vm, 'virtio-blk-pci', id='disk1', drive='a', bus='bridge',
+             addr=addr)
+        write_disk(vm, '/dev/vda')
+        upgrade(vm, 2)
+        check_written(vm, '/dev/vda')
+        unplug(vm, 'disk1')
+    upgrade(vm)
+
+
+def test_bridges_without_id(make_vm):
+    """The names of their buses have numbers."""
+    vm = start(make_vm, 'pc')
+    vm.qmp.execute('stop')
+    for bus in 'pci.1', 'pci.2':
+        plug_bridge(vm, 'pc')
+        plug(vm, 'virtio-rng-pci', id=f'below-{bus}', bus=bus, addr='1')
+    vm.qmp.execute('cont')
+    wait_until(lambda: guest_pci(vm).count('virtio-pci') == 2)
+    unplug_number(vm, max(peripheral_anon(vm)) - 1)
+    wait_until(lambda: guest_pci(vm).count('virtio-pci') == 1)
+    upgrade(vm, 2)
+    assert changes(vm) == [
+        "device '/machine/peripheral-anon/device[3]' was added",
+        "device 'below-pci.2' was added"]
+
+
 def test_what_is_not_carried(make_vm):
     """Refused by name, before the guest is touched."""
     vm = start(make_vm, 'q35', ['-netdev', 'hubport,hubid=1,id=net0',
                                 '-netdev', 'hubport,hubid=2,id=net1'])
-    plug(vm, 'pcie-pci-bridge', id='bridge')
-    vm.refused("device 'bridge' (pcie-pci-bridge) is a PCI bridge")
     plug(vm, 'virtio-net-pci', id='standby', netdev='net0', failover='on',
          mac=GUEST_MAC)
     plug(vm, 'virtio-net-pci', id='primary', netdev='net1',
