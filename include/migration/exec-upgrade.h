@@ -266,6 +266,13 @@ bool exec_upgrade_drive_is_made_later(const char *name,
 void exec_upgrade_drive_resolve(DeviceState *dev, char **value);
 
 /**
+ * exec_upgrade_netdev_resolve: have a NIC find a network backend that was
+ * deleted in the previous process
+ * @value: value of its property "netdev", which may be replaced
+ */
+void exec_upgrade_netdev_resolve(char **value);
+
+/**
  * exec_upgrade_drive_attached: have a device that has made an empty drive for
  * itself show what it showed in the previous process
  * @blk: the drive of any device

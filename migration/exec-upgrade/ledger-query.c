@@ -94,6 +94,9 @@ static QDict *device_arguments(const LedgerEntry *entry)
         qobject_unref(place);
     }
     put_drive(arguments, dev);
+    if (exec_upgrade_lost_peer_has(dev)) {
+        qdict_del(arguments, "netdev");
+    }
     return arguments;
 }
 

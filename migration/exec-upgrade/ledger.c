@@ -317,25 +317,6 @@ static void check_entries(strList **blockers)
     }
 }
 
-/* A NIC can't be made without a network backend that its options name */
-static void check_nics(strList **blockers)
-{
-    int count = qemu_find_net_clients_except(NULL, NULL,
-                                             NET_CLIENT_DRIVER__MAX, 0);
-    g_autofree NetClientState **clients = g_new0(NetClientState *, count);
-
-    qemu_find_net_clients_except(NULL, clients, NET_CLIENT_DRIVER__MAX, count);
-    for (int i = 0; i < count; i++) {
-        if (clients[i]->info->type == NET_CLIENT_DRIVER_NIC &&
-            !clients[i]->queue_index &&
-            qemu_get_nic(clients[i])->peer_deleted) {
-            exec_upgrade_add_blocker(blockers, "the network backend of '%s' "
-                                     "was removed after start",
-                                     clients[i]->name);
-        }
-    }
-}
-
 static bool any_device_removed(const ExecUpgradeLedgerNameList *list)
 {
     for (; list; list = list->next) {
@@ -438,7 +419,7 @@ static void check_places(strList **blockers)
 static void ledger_check(strList **blockers)
 {
     check_entries(blockers);
-    check_nics(blockers);
+    exec_upgrade_lost_peers_check(blockers);
     check_places(blockers);
 }
 
@@ -495,6 +476,7 @@ static bool ledger_save(ExecUpgradeHandoff *h, Error **errp)
     }
     object_child_foreach_recursive(object_get_root(), unplug_save,
                                    &l->unplugs);
+    l->lost_peers = exec_upgrade_lost_peers_save();
     l->state_ids = exec_upgrade_state_ids_save();
     h->has_ledger = true;
     h->ledger = l;
@@ -568,14 +550,17 @@ bool exec_upgrade_netdev_removed(const char *id)
     return is_removed(EXEC_UPGRADE_LEDGER_KIND_NETDEV, id);
 }
 
+static char *anonymous_name(int number)
+{
+    return g_strdup_printf("/machine/peripheral-anon/device[%d]", number);
+}
+
 /* The name that the command line's next device will have */
 static char *option_name(const QDict *options)
 {
     const char *id = qdict_get_try_str(options, "id");
 
-    return id ? g_strdup(id)
-              : g_strdup_printf("/machine/peripheral-anon/device[%d]",
-                                options_without_id++);
+    return id ? g_strdup(id) : anonymous_name(options_without_id++);
 }
 
 static const ExecUpgradeLedgerPlace *place_find(const char *name)
@@ -589,6 +574,19 @@ static const ExecUpgradeLedgerPlace *place_find(const char *name)
         }
     }
     return NULL;
+}
+
+static DeviceState *make_device(const char *name, const QDict *options,
+                                bool typed, Error **errp)
+{
+    DeviceState *dev;
+
+    if (!exec_upgrade_lost_peer_make(handoff_ledger(), name, errp)) {
+        return NULL;
+    }
+    dev = qdev_device_add_from_qdict(options, typed, errp);
+    exec_upgrade_lost_peer_delete();
+    return dev;
 }
 
 DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
@@ -609,7 +607,7 @@ DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
                                           qobject_to(QDict, place->options),
                                           typed);
     }
-    dev = qdev_device_add_from_qdict(placed, typed, errp);
+    dev = make_device(name, placed, typed, errp);
     qobject_unref(placed);
     return dev;
 }
@@ -677,11 +675,13 @@ static void build_netdev(const ExecUpgradeLedgerEntry *e, Error **errp)
 
 static void build_device(const ExecUpgradeLedgerEntry *e, Error **errp)
 {
+    QDict *options = qobject_to(QDict, e->options);
+    g_autofree char *name = e->has_id ? g_strdup(e->id)
+                                      : anonymous_name(e->number);
     DeviceState *dev;
 
     exec_upgrade_device_buses_next(e->buses);
-    dev = qdev_device_add_from_qdict(qobject_to(QDict, e->options), e->typed,
-                                     errp);
+    dev = make_device(name, options, e->typed, errp);
     if (dev) {
         object_unref(OBJECT(dev));
     }

@@ -77,4 +77,27 @@ ExecUpgradeLedgerBusList *exec_upgrade_device_buses(DeviceState *dev);
  */
 void exec_upgrade_device_buses_next(const ExecUpgradeLedgerBusList *list);
 
+/*
+ * NICs whose network backend was deleted
+ */
+
+void exec_upgrade_lost_peers_check(strList **blockers);
+ExecUpgradeLedgerLostPeerList *exec_upgrade_lost_peers_save(void);
+
+/* exec_upgrade_lost_peer_has: whether the backend of the NIC @dev is gone */
+bool exec_upgrade_lost_peer_has(DeviceState *dev);
+
+/**
+ * exec_upgrade_lost_peer_make: if a device has lost its network backend, have
+ * its property "netdev" find one
+ * @before: the ledger of the previous process, or NULL
+ * @name: name of the device, which is made next
+ * @errp: error
+ */
+bool exec_upgrade_lost_peer_make(const ExecUpgradeLedger *before,
+                                 const char *name, Error **errp);
+
+/* exec_upgrade_lost_peer_delete: the device was made: delete that backend */
+void exec_upgrade_lost_peer_delete(void);
+
 #endif

@@ -15,8 +15,7 @@ ARGS = [
     '-blockdev', 'driver=qcow2,node-name=spare,file.driver=file,'
     'file.filename={dir}/q,file.node-name=spare-file',
     '-object', 'rng-random,id=used', '-device', 'virtio-rng-pci,rng=used',
-    '-netdev', 'hubport,hubid=1,id=hub',
-    '-device', 'e1000,netdev=hub,id=nic',
+    '-nic', 'hubport,hubid=1,id=hub,model=e1000',
     '-chardev', 'null,id=nothing',
 ]
 
@@ -41,10 +40,7 @@ def vm(make_vm, qemu_img):
 
 def netdev_del(vm):
     vm.qmp.execute('netdev_del', id='hub')
-    yield "network backend of 'nic' was removed"
-    vm.qmp.execute('device_del', id='nic')
-    vm.qmp.wait_event('DEVICE_DELETED', device='nic')
-    yield TAKEN_BACK
+    yield "network backend of 'e1000.0' was removed"
 
 
 def object_del(vm):

@@ -92,19 +92,27 @@ def upgrade(vm, count=1, fill=40):
         assert changes(vm) == changed
 
 
-def plug_network(vm, number, **kwargs):
-    """A NIC, the other side of which is in this process."""
+def connect_network(vm, number):
+    """Options of a network backend, the other side of which is in this
+    process, and that side."""
     theirs, ours = vm.dir / f'qemu{number}', vm.dir / f'peer{number}'
     for path in theirs, ours:
         path.unlink(missing_ok=True)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     sock.bind(str(ours))
-    vm.qmp.execute('netdev_add', type='dgram', id=f'net{number}',
-                   local={'type': 'unix', 'path': str(theirs)},
-                   remote={'type': 'unix', 'path': str(ours)})
-    plug(vm, 'virtio-net-pci', id=f'nic{number}', netdev=f'net{number}',
-         **kwargs)
-    return EthernetPeer(sock, False, str(theirs))
+    return {'type': 'dgram', 'id': f'net{number}',
+            'local': {'type': 'unix', 'path': str(theirs)},
+            'remote': {'type': 'unix', 'path': str(ours)}}, \
+        EthernetPeer(sock, False, str(theirs))
+
+
+def plug_network(vm, number, ident=None, **kwargs):
+    """A NIC with such a backend; returns the other side."""
+    options, peer = connect_network(vm, number)
+    vm.qmp.execute('netdev_add', **options)
+    plug(vm, 'virtio-net-pci', id=ident or f'nic{number}',
+         netdev=f'net{number}', **kwargs)
+    return peer
 
 
 def unplug_network(vm, number):
@@ -156,14 +164,48 @@ def test_network_unplugged(make_vm, machine):
     upgrade(vm)
 
 
-def test_network_backend_removed(make_vm):
-    """A NIC without the backend that its options name can't be made."""
+def carriers(vm, prefix):
+    """Whether each of the guest's interfaces with such an address has a
+    carrier, in the order of their addresses."""
+    lines = vm.agent.sh(
+        f'cd /sys/class/net; for d in $(grep -l ^{prefix} */address); do '
+        'ip link set ${d%/*} up; echo $(cat $d ${d%/*}/carrier); done')
+    return [line.split()[1] == '1' for line in sorted(lines.splitlines())]
+
+
+@pytest.mark.parametrize('model', ['e1000', 'virtio-net-pci'])
+def test_network_backend_removed(make_vm, model):
+    """NICs whose backend is gone, of the command line, with and without an
+    id, and of a command: they stay without one, and its name is free."""
+    prefix = '52:54:00:0b:00'
     vm = start(make_vm, 'pc', [
-        '-netdev', 'user,id=net0', '-device', 'e1000,netdev=net0,id=nic0'])
-    vm.qmp.execute('netdev_del', id='net0')
-    vm.refused("network backend of 'nic0' was removed")
-    unplug(vm, 'nic0')
-    upgrade(vm)
+        '-netdev', 'user,id=net0',
+        '-device', f'{model},netdev=net0,mac={prefix}:00,id=nic0',
+        '-netdev', 'user,id=net1',
+        '-device', f'{model},netdev=net1,mac={prefix}:01'])
+    vm.qmp.execute('netdev_add', type='user', id='net2')
+    plug(vm, model, id='nic2', netdev='net2', mac=f'{prefix}:02')
+    wait_until(lambda: carriers(vm, prefix) == [True] * 3)
+    for number in range(3):
+        vm.qmp.execute('netdev_del', id=f'net{number}')
+        wait_until(lambda n=number: not carriers(vm, prefix)[n])
+    upgrade(vm, 2)
+    for number in range(3):
+        assert f' \\ net{number}: ' in vm.qmp.hmp('info network')
+    assert carriers(vm, prefix) == [False] * 3
+    # what takes their names is not theirs
+    peers = [plug_network(vm, number, mac=GUEST_MAC, ident=f'new{number}')
+             for number in (0, 1)]
+    guest_network(vm, interface='eth3')
+    peers[0].ping(1)
+    upgrade(vm, 2)
+    peers[0].ping(2)
+    assert carriers(vm, prefix) == [False] * 3
+    with pytest.raises(Exception, match='Duplicate'):
+        vm.qmp.execute('netdev_add', type='user', id='net0')
+    for ident in 'nic0', 'nic2', 'new0':
+        unplug(vm, ident)
+    upgrade(vm, 2)
 
 
 def test_instance_ids(make_vm):

@@ -116,6 +116,38 @@ def test_tap_fd(make_vm, ns, queues):
         {'/dev/net/tun'}
 
 
+@pytest.mark.parametrize('queues', [1, 2])
+def test_tap_deleted(make_vm, ns, queues):
+    """A NIC that has lost its tap, and whose driver relies on what that could
+    do."""
+    vm = boot_on_bridge(tap_vm(
+        make_vm, ns, 'tap,id=n0,ifname=tap0,script=no,downscript=no'
+        f',queues={queues}', ['-device', 'virtio-net-pci,netdev=n0,id=nic,'
+                              f'mq={"on" if queues > 1 else "off"}'],
+        smp='2', append='maxcpus=2'), ns)
+
+    def features():
+        return vm.agent.sh('cat /sys/class/net/eth0/device/features')
+    before = features()
+    vm.qmp.execute('netdev_del', id='n0')
+    wait_until(lambda: vm.agent.sh('cat /sys/class/net/eth0/carrier') == '0\n')
+    for _ in range(2):
+        with guest_lives_on(vm):
+            vm.upgrade()
+    assert features() == before
+    # the driver begins anew, as it would without an upgrade
+    vm.agent.sh('cd /sys/bus/virtio/drivers/virtio_net; for d in virtio*; do '
+                'echo $d > unbind; echo $d > bind; done')
+    vm.agent.wait_path('/sys/class/net/eth0')
+    assert features() == before
+    with guest_lives_on(vm):
+        vm.upgrade()
+    vm.qmp.execute('device_del', id='nic')
+    vm.qmp.wait_event('DEVICE_DELETED', device='nic')
+    with guest_lives_on(vm):
+        vm.upgrade()
+
+
 def test_tap_persistent(make_vm, ns):
     """A tap that was there before is there afterwards."""
     ns.run('ip tuntap add tap0 mode tap vnet_hdr')
