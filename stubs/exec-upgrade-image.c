@@ -19,8 +19,7 @@ char *exec_upgrade_node_name_generate(void)
     return id_generate(ID_BLOCK);
 }
 
-bool exec_upgrade_drive_is_made_later(const char *name,
-                                      BlockInterfaceType type)
+bool exec_upgrade_drive_is_made_later(BlockInterfaceType type)
 {
     return false;
 }

@@ -251,11 +251,9 @@ void exec_upgrade_drives_open(void);
 /**
  * exec_upgrade_drive_is_made_later: whether a drive of the command line is made
  * by exec_upgrade_drives_open(), if the user has not deleted it
- * @name: its name
  * @type: its interface
  */
-bool exec_upgrade_drive_is_made_later(const char *name,
-                                      BlockInterfaceType type);
+bool exec_upgrade_drive_is_made_later(BlockInterfaceType type);
 
 /**
  * exec_upgrade_drive_resolve: have a device show what it showed in the

@@ -173,14 +173,13 @@ static const ExecUpgradeDrive *find_drive(const char *name, bool named)
     return NULL;
 }
 
-bool exec_upgrade_drive_is_made_later(const char *name,
-                                      BlockInterfaceType type)
+bool exec_upgrade_drive_is_made_later(BlockInterfaceType type)
 {
     if (!exec_upgrade_adopting() || drives_opened) {
         return false;
     }
-    /* The others have a place in the machine, which looks for them */
-    return type == IF_NONE || (type == IF_VIRTIO && !find_drive(name, true));
+    /* The others have a place in the machine, or count for those behind them */
+    return type == IF_NONE;
 }
 
 /*

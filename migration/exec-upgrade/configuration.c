@@ -17,7 +17,6 @@
 #include "chardev/char-fe.h"
 #include "hw/boards.h"
 #include "hw/qdev-core.h"
-#include "hw/virtio/virtio-net.h"
 #include "net/net.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-migration.h"
@@ -148,20 +147,6 @@ static int add_device(Object *obj, void *things)
     return 0;
 }
 
-/* The primary of a failover pair, which is no device before the guest asks */
-static int add_hidden_device(Object *obj, void *things)
-{
-    VirtIONet *n = (VirtIONet *)object_dynamic_cast(obj, TYPE_VIRTIO_NET);
-
-    if (n && n->failover && n->primary_opts) {
-        const char *id = qdict_get_try_str(n->primary_opts, "id");
-
-        add(things, KIND_DEVICE, g_strdup_printf("%s (hidden)", id ?: ""),
-            g_strdup(""));
-    }
-    return 0;
-}
-
 static int add_object(Object *obj, void *things)
 {
     MachineClass *mc = MACHINE_GET_CLASS(qdev_get_machine());
@@ -232,8 +217,6 @@ static GPtrArray *find_things(void)
     GPtrArray *things = g_ptr_array_new_with_free_func(thing_free);
 
     object_child_foreach(qdev_get_machine(), add_device, things);
-    object_child_foreach_recursive(qdev_get_machine(), add_hidden_device,
-                                   things);
     object_child_foreach(object_get_objects_root(), add_object, things);
     object_child_foreach(get_chardevs_root(), add_chardev, things);
     add_netdevs(things);

@@ -598,6 +598,7 @@ int exec_upgrade_device_state_load(QEMUFile *f);
 ExecUpgradeStateIdsList *exec_upgrade_state_ids_save(void);
 void exec_upgrade_state_ids_load(const ExecUpgradeStateIdsList *list);
 void exec_upgrade_device_state_check(strList **blockers);
+bool exec_upgrade_device_state_has(Object *obj);
 void exec_upgrade_migration_check(strList **blockers);
 
 /*

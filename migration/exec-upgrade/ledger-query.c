@@ -100,6 +100,11 @@ static QDict *device_arguments(const LedgerEntry *entry)
     return arguments;
 }
 
+static void append_primary(QDict *options, void *tail)
+{
+    append(tail, "device_add", qdict_clone_shallow(options));
+}
+
 static void append_kind(ExecUpgradeCommandList ***tail,
                         ExecUpgradeLedgerKind kind, const char *execute,
                         QDict *(*arguments)(const LedgerEntry *entry))
@@ -155,6 +160,7 @@ ExecUpgradeCommandList *exec_upgrade_configuration_query(void)
     exec_upgrade_block_configuration(&tail);
     append_kind(&tail, EXEC_UPGRADE_LEDGER_KIND_DEVICE, "device_add",
                 device_arguments);
+    exec_upgrade_failover_foreach_waiting(append_primary, &tail);
     append_properties(&tail);
     exec_upgrade_exports_configuration(&tail);
     return list;

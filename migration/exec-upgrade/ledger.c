@@ -155,10 +155,8 @@ bool exec_upgrade_ledger_has_netdev(const char *id)
 void exec_upgrade_ledger_add_device(DeviceState *dev, const QDict *options,
                                     bool typed)
 {
-    if (!qdict_haskey(options, "failover_pair_id")) {
-        entry_add(EXEC_UPGRADE_LEDGER_KIND_DEVICE, dev->id, OBJECT(dev),
-                  qdict_clone_shallow(options), typed);
-    }
+    entry_add(EXEC_UPGRADE_LEDGER_KIND_DEVICE, dev->id, OBJECT(dev),
+              qdict_clone_shallow(options), typed);
 }
 
 void exec_upgrade_ledger_add_object(Object *obj, const char *type,
@@ -419,6 +417,7 @@ static void check_places(strList **blockers)
 static void ledger_check(strList **blockers)
 {
     check_entries(blockers);
+    exec_upgrade_failover_check(blockers);
     exec_upgrade_lost_peers_check(blockers);
     check_places(blockers);
 }
@@ -476,6 +475,7 @@ static bool ledger_save(ExecUpgradeHandoff *h, Error **errp)
     }
     object_child_foreach_recursive(object_get_root(), unplug_save,
                                    &l->unplugs);
+    exec_upgrade_failover_save(l);
     l->lost_peers = exec_upgrade_lost_peers_save();
     l->state_ids = exec_upgrade_state_ids_save();
     h->has_ledger = true;
@@ -493,6 +493,13 @@ static const char *const kind_names[] = {
     [EXEC_UPGRADE_LEDGER_KIND_NETDEV] = "network backend",
     [EXEC_UPGRADE_LEDGER_KIND_DEVICE] = "device",
 };
+
+/* The command line has it, and the guest decides when it is made */
+static bool is_primary_option(const LedgerEntry *entry)
+{
+    return entry->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE &&
+           exec_upgrade_failover_is_option(entry->options);
+}
 
 strList *exec_upgrade_ledger_changes(void)
 {
@@ -513,9 +520,15 @@ strList *exec_upgrade_ledger_changes(void)
         if (!entry->id) {
             path = object_get_canonical_path(entry->obj);
         }
-        QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was added",
-                                               kind_names[entry->kind],
-                                               entry->id ?: path));
+        if (!is_primary_option(entry)) {
+            QAPI_LIST_APPEND(tail, g_strdup_printf("%s '%s' was added",
+                                                   kind_names[entry->kind],
+                                                   entry->id ?: path));
+        }
+    }
+    *tail = exec_upgrade_failover_changes();
+    while (*tail) {
+        tail = &(*tail)->next;
     }
     *tail = exec_upgrade_block_changes();
     return changes;
@@ -592,12 +605,18 @@ static DeviceState *make_device(const char *name, const QDict *options,
 DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
                                              Error **errp)
 {
+    ERRP_GUARD();
+    const ExecUpgradeLedger *before = handoff_ledger();
     g_autofree char *name = option_name(options);
     const ExecUpgradeLedgerPlace *place = place_find(name);
     QDict *placed;
     DeviceState *dev;
 
     if (is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE, name)) {
+        return NULL;
+    }
+    if (before && exec_upgrade_failover_left_out(before, options)) {
+        exec_upgrade_failover_add_option(name);
         return NULL;
     }
     placed = qdict_clone_shallow(options);
@@ -608,6 +627,9 @@ DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
                                           typed);
     }
     dev = make_device(name, placed, typed, errp);
+    if (!dev && !*errp && exec_upgrade_failover_is_primary(options)) {
+        exec_upgrade_failover_add_option(name);
+    }
     qobject_unref(placed);
     return dev;
 }
@@ -675,6 +697,7 @@ static void build_netdev(const ExecUpgradeLedgerEntry *e, Error **errp)
 
 static void build_device(const ExecUpgradeLedgerEntry *e, Error **errp)
 {
+    ERRP_GUARD();
     QDict *options = qobject_to(QDict, e->options);
     g_autofree char *name = e->has_id ? g_strdup(e->id)
                                       : anonymous_name(e->number);
@@ -684,6 +707,10 @@ static void build_device(const ExecUpgradeLedgerEntry *e, Error **errp)
     dev = make_device(name, options, e->typed, errp);
     if (dev) {
         object_unref(OBJECT(dev));
+        /* It may be a standby, whose primary comes later */
+        exec_upgrade_failover_load(handoff_ledger());
+    } else if (!*errp) {
+        error_setg(errp, "its standby device keeps it waiting");
     }
 }
 
@@ -774,11 +801,15 @@ static bool ledger_load(const ExecUpgradeHandoff *h, Error **errp)
     if (!h->has_ledger) {
         return true;
     }
+    exec_upgrade_failover_load(h->ledger);
     for (e = h->ledger->entries; e; e = e->next) {
         if (e->value->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE &&
             !build(e->value, build_device, errp)) {
             return false;
         }
+    }
+    if (!exec_upgrade_failover_loaded(h->ledger, errp)) {
+        return false;
     }
     for (ExecUpgradeLedgerUnplugList *u = h->ledger->unplugs; u; u = u->next) {
         unplug_load(u->value);

@@ -78,6 +78,47 @@ ExecUpgradeLedgerBusList *exec_upgrade_device_buses(DeviceState *dev);
 void exec_upgrade_device_buses_next(const ExecUpgradeLedgerBusList *list);
 
 /*
+ * Failover pairs
+ */
+
+/* Whether a device with those options is a primary device */
+bool exec_upgrade_failover_is_primary(const QDict *options);
+
+/* Whether it is one of the command line that had to wait for the guest */
+bool exec_upgrade_failover_is_option(const QDict *options);
+
+/* exec_upgrade_failover_add_option: note that it is one */
+void exec_upgrade_failover_add_option(const char *id);
+
+/* exec_upgrade_failover_left_out: the previous process noted that it is one */
+bool exec_upgrade_failover_left_out(const ExecUpgradeLedger *before,
+                                    const QDict *options);
+
+void exec_upgrade_failover_check(strList **blockers);
+void exec_upgrade_failover_save(ExecUpgradeLedger *l);
+
+/**
+ * exec_upgrade_failover_load: have the standby devices that there are know what
+ * they knew
+ * @before: the ledger of the previous process
+ *
+ * Before their primary devices are made, which need not wait then.
+ */
+void exec_upgrade_failover_load(const ExecUpgradeLedger *before);
+
+/* exec_upgrade_failover_loaded: whether there are all of them */
+bool exec_upgrade_failover_loaded(const ExecUpgradeLedger *before,
+                                  Error **errp);
+
+/* What differs from the command line, in words */
+strList *exec_upgrade_failover_changes(void);
+
+/* Call @func with the options of each primary device that waits */
+void exec_upgrade_failover_foreach_waiting(void (*func)(QDict *options,
+                                                        void *opaque),
+                                           void *opaque);
+
+/*
  * NICs whose network backend was deleted
  */
 

@@ -676,17 +676,6 @@ def test_bridges_without_id(make_vm):
         "device 'below-pci.2' was added"]
 
 
-def test_what_is_not_carried(make_vm):
-    """Refused by name, before the guest is touched."""
-    vm = start(make_vm, 'q35', ['-netdev', 'hubport,hubid=1,id=net0',
-                                '-netdev', 'hubport,hubid=2,id=net1'])
-    plug(vm, 'virtio-net-pci', id='standby', netdev='net0', failover='on',
-         mac=GUEST_MAC)
-    plug(vm, 'virtio-net-pci', id='primary', netdev='net1',
-         failover_pair_id='standby', mac=GUEST_MAC)
-    vm.refused("device 'primary")
-
-
 @pytest.mark.parametrize('operations', [200])
 def test_nothing_grows(make_vm, operations):
     """With what was done, and is no more."""

@@ -2,10 +2,11 @@
 """What query-exec-upgrade tells of a QEMU's configuration."""
 
 import json
+import re
 
 import pytest
 
-from test_ledger_devices import places
+from test_ledger_devices import ROOT_PORTS, places
 
 ARGS = [
     '-object', 'secret,id=sec,data=hidden', '-object', 'iothread,id=io',
@@ -72,6 +73,27 @@ def by_text(commands):
     return sorted(json.dumps(command, sort_keys=True) for command in commands)
 
 
+def check_recreated(vm, other):
+    """Ends @vm, and has @other made from what it told."""
+    def wanted(vm):
+        # the monitor has the same name, in another folder, and a root port
+        # can't be plugged
+        return [c for c in query(vm)[0]
+                if not re.fullmatch(r'qmp|rp\d', c['arguments'].get('id', ''))]
+    configuration = wanted(vm)
+    before = places(vm), files(vm)
+    vm.qmp.send('quit')
+    vm.qmp.wait_closed()
+    vm.process.wait()
+
+    other.start()
+    for command in configuration:
+        other.qmp.reply(other.qmp.send(command['execute'],
+                                       command['arguments']))
+    assert (places(other), files(other)) == before
+    assert by_text(wanted(other)) == by_text(configuration)
+
+
 def test_changes(vm):
     assert query(vm)[1] == []
     nodes = {d['device']: d['inserted']['node-name']
@@ -103,17 +125,24 @@ def test_recreate(vm, make_vm):
         'value': 4711}} in configuration
     vm.upgrade()
     assert query(vm)[0] == configuration
-    before = places(vm), files(vm)
-    vm.qmp.send('quit')
-    vm.qmp.wait_closed()
-    vm.process.wait()
+    check_recreated(vm, make_vm(kernel=False, memory='64'))
 
-    # its monitor has the same name, in another folder
-    wanted = [c for c in configuration if c['arguments'].get('id') != 'qmp']
-    other = make_vm(kernel=False, memory='64').start()
-    for command in wanted:
-        other.qmp.reply(other.qmp.send(command['execute'],
-                                       command['arguments']))
-    assert (places(other), files(other)) == before
-    assert by_text(c for c in query(other)[0]
-                   if c['arguments'].get('id') != 'qmp') == by_text(wanted)
+
+def test_recreate_network(make_vm):
+    """A failover pair, of which the guest has not heard, and a NIC that has
+    lost its network backend."""
+    vm = make_vm(kernel=False, memory='64', machine='q35', args=[
+        *ROOT_PORTS, *[word for n in range(3) for word in (
+            '-netdev', f'hubport,hubid={n},id=net{n}')],
+        '-device', 'virtio-net-pci,id=standby,netdev=net1,failover=on,bus=rp1',
+        '-device', 'e1000e,id=primary,netdev=net2,bus=rp2,'
+        'failover_pair_id=standby',
+        '-device', 'virtio-net-pci,id=nic,netdev=net0,bus=rp3']).start()
+    vm.qmp.execute('netdev_del', id='net0')
+    before = query(vm)
+    assert before[1] == ["network backend 'net0' was removed"]
+    for _ in range(2):
+        vm.upgrade()
+        assert query(vm) == before
+    check_recreated(vm, make_vm(kernel=False, memory='64', machine='q35',
+                                args=ROOT_PORTS))
