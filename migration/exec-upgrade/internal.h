@@ -61,6 +61,7 @@ extern const ExecUpgradeStage exec_upgrade_stage_configuration;
 extern const ExecUpgradeStage exec_upgrade_stage_properties;
 extern const ExecUpgradeStage exec_upgrade_stage_vmgenid;
 extern const ExecUpgradeStage exec_upgrade_stage_balloon;
+extern const ExecUpgradeStage exec_upgrade_stage_dbus_vmstate;
 extern const ExecUpgradeStage exec_upgrade_stage_monitor_thread;
 extern const ExecUpgradeStage exec_upgrade_stage_monitor;
 extern const ExecUpgradeStage exec_upgrade_stage_chardev;

@@ -255,8 +255,7 @@ static void check_device(const LedgerEntry *entry, Error **errp)
 static void check_object(const LedgerEntry *entry, Error **errp)
 {
     static const char *const types[] = {
-        "dbus-vmstate", "vhost-user-blk-server", "x-remote-object",
-        "x-vfio-user-server",
+        "vhost-user-blk-server", "x-remote-object", "x-vfio-user-server",
     };
 
     for (int i = 0; i < ARRAY_SIZE(types); i++) {

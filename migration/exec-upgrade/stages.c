@@ -39,6 +39,9 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     &exec_upgrade_stage_vhost,
     &exec_upgrade_stage_device_state,
     &exec_upgrade_stage_balloon,
+#ifdef CONFIG_GIO
+    &exec_upgrade_stage_dbus_vmstate,
+#endif
 #ifdef CONFIG_VNC
     &exec_upgrade_stage_vnc,
 #endif
