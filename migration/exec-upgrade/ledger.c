@@ -251,17 +251,18 @@ static void check_device(const LedgerEntry *entry, Error **errp)
                                               errp));
 }
 
-/* Objects that are the other end of something that is not carried */
+/* Whatever has made them: a device's other end is in another process */
 static void check_object(const LedgerEntry *entry, Error **errp)
 {
     static const char *const types[] = {
-        "vhost-user-blk-server", "x-remote-object", "x-vfio-user-server",
+        "x-remote-object", "x-vfio-user-server",
     };
 
     for (int i = 0; i < ARRAY_SIZE(types); i++) {
         if (object_dynamic_cast(entry->obj, types[i])) {
-            error_setg(errp, "object '%s' was added after start, and a %s "
-                       "can't be carried", entry->id, types[i]);
+            error_setg(errp, "object '%s' (%s) serves a device to another "
+                       "process, which can't be carried", entry->id,
+                       types[i]);
         }
     }
 }
@@ -299,10 +300,10 @@ static void check_entries(strList **blockers)
 {
     const LedgerEntry *entry = NULL;
 
-    while ((entry = next_added(entry))) {
+    while ((entry = exec_upgrade_ledger_next(entry))) {
         Error *err = NULL;
 
-        if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE) {
+        if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE && !entry->early) {
             check_device(entry, &err);
         } else if (entry->kind == EXEC_UPGRADE_LEDGER_KIND_OBJECT) {
             check_object(entry, &err);

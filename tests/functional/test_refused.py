@@ -103,6 +103,20 @@ def test_every_reason_in_one_error(make_vm):
     assert len(blockers) >= 4
 
 
+def test_device_served_to_another_process(make_vm):
+    """By the command line; object-add of one is the end of QEMU 7.2."""
+    vm = make_vm(args=['-device', 'virtio-rng-pci,id=rng'])
+    ours, theirs = socket.socketpair()
+    vm.popen['pass_fds'] = [theirs.fileno()]
+    vm.args += ['-object', f'x-remote-object,id=served,devid=rng,'
+                f'fd={theirs.fileno()}']
+    vm.boot()
+    theirs.close()
+    with guest_lives_on(vm):
+        check_refused(vm, "object 'served' (x-remote-object) serves a device")
+    ours.close()
+
+
 # What runs at that moment; when it has ended, the upgrade goes through
 
 def test_migration_running(boot):
