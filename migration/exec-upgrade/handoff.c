@@ -126,6 +126,7 @@ int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
         adopted = g_hash_table_new(NULL, NULL);
     }
     g_hash_table_add(adopted, GINT_TO_POINTER(efd->number));
+    exec_upgrade_fdset_adopt_dup(efd->number);
     return efd->number;
 }
 

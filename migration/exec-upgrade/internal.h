@@ -315,6 +315,15 @@ ExecUpgradeFdsetList *exec_upgrade_fdsets_save(void);
 bool exec_upgrade_fdsets_load(const ExecUpgradeFdsetList *list, Error **errp);
 
 /**
+ * exec_upgrade_fdset_adopt_dup: a descriptor is taken over
+ * @fd: the descriptor
+ *
+ * If it was made of a member of a set, it keeps the set until it is closed by
+ * qemu_close(), as it did.
+ */
+void exec_upgrade_fdset_adopt_dup(int fd);
+
+/**
  * exec_upgrade_fdset_can_open: whether a descriptor set has a descriptor for
  * an access mode
  * @id: the set
