@@ -443,6 +443,11 @@ static void upgrade_or_fail(const char *binary, bool has_arguments,
         return;
     }
     req.argv = build_argv(has_arguments, arguments);
+    if (has_arguments && !exec_upgrade_arguments_check(req.argv, errp)) {
+        g_strfreev(req.argv);
+        close(req.binary_fd);
+        return;
+    }
     phase_end(&req.phases, "check", &start);
 
     if (exec_upgrade_block_prepare(&req.err)) {

@@ -516,6 +516,12 @@ char *exec_upgrade_device_name(DeviceState *dev);
 bool exec_upgrade_ledger_has(Object *obj);
 bool exec_upgrade_ledger_has_netdev(const char *id);
 
+/*
+ * exec_upgrade_ledger_left_out: what the next process does not make from its
+ * command line, since it is deleted or made from the ledger
+ */
+ExecUpgradeLedgerNameList *exec_upgrade_ledger_left_out(void);
+
 /* exec_upgrade_ledger_changes: what differs from the command line, in words */
 strList *exec_upgrade_ledger_changes(void);
 
@@ -545,6 +551,13 @@ void exec_upgrade_ledger_add_chardev(Chardev *chr,
 
 /* The arguments that this process was started with, NULL-terminated */
 char **exec_upgrade_argv(void);
+
+/**
+ * exec_upgrade_arguments_check: check that a command line makes what there is
+ * @argv: the command line, NULL-terminated
+ * @errp: error, with every reason
+ */
+bool exec_upgrade_arguments_check(char **argv, Error **errp);
 
 /* This QEMU's version as ExecUpgradeResult shows it; the caller frees it */
 char *exec_upgrade_version(void);

@@ -17,7 +17,6 @@
 #include "monitor/qdev.h"
 #include "net/exec-upgrade.h"
 #include "net/net.h"
-#include "qapi/clone-visitor.h"
 #include "qapi/error.h"
 #include "qapi/qapi-commands-net.h"
 #include "qapi/qapi-visit-char.h"
@@ -42,11 +41,14 @@
 /* In the order in which they were made */
 static QTAILQ_HEAD(, LedgerEntry) ledger = QTAILQ_HEAD_INITIALIZER(ledger);
 
-/* What the command line makes, and earlier processes found deleted */
+/* What the command line makes, and was found deleted, or is in the ledger */
 static ExecUpgradeLedgerNameList *removed;
 
 /* Devices of the command line that have no id, up to now */
 static int options_without_id;
+
+/* The previous process gave devices their places, and the next one has to */
+static bool placed;
 
 /* The entry of the previous process that is being made again */
 static const ExecUpgradeLedgerEntry *building;
@@ -315,8 +317,12 @@ static void check_entries(strList **blockers)
     }
 }
 
-static bool any_device_removed(const ExecUpgradeLedgerNameList *list)
+/* Without all devices of the first process, the next free places are others */
+static bool needs_places(const ExecUpgradeLedgerNameList *list)
 {
+    if (placed) {
+        return true;
+    }
     for (; list; list = list->next) {
         if (list->value->kind == EXEC_UPGRADE_LEDGER_KIND_DEVICE) {
             return true;
@@ -358,7 +364,7 @@ static int add_place(Object *obj, void *opaque)
     return 0;
 }
 
-/* Places of what the command line has made: the next free ones are others */
+/* Places of what the command line has made */
 static ExecUpgradeLedgerPlaceList *find_places(Error **errp)
 {
     PlaceSearch search = { NULL };
@@ -383,15 +389,38 @@ static bool name_list_has(const ExecUpgradeLedgerNameList *list,
     return false;
 }
 
+static void name_list_add(ExecUpgradeLedgerNameList **list,
+                          ExecUpgradeLedgerKind kind, const char *id)
+{
+    ExecUpgradeLedgerName *name;
+
+    if (!name_list_has(*list, kind, id)) {
+        name = g_new0(ExecUpgradeLedgerName, 1);
+        name->kind = kind;
+        name->id = g_strdup(id);
+        QAPI_LIST_PREPEND(*list, name);
+    }
+}
+
 static ExecUpgradeLedgerNameList *find_removed(void)
 {
     ExecUpgradeLedgerNameList *all, *l;
 
     all = exec_upgrade_configuration_removed();
     for (l = removed; l; l = l->next) {
-        if (!name_list_has(all, l->value->kind, l->value->id)) {
-            QAPI_LIST_PREPEND(all, QAPI_CLONE(ExecUpgradeLedgerName,
-                                              l->value));
+        name_list_add(&all, l->value->kind, l->value->id);
+    }
+    return all;
+}
+
+ExecUpgradeLedgerNameList *exec_upgrade_ledger_left_out(void)
+{
+    ExecUpgradeLedgerNameList *all = find_removed();
+    const LedgerEntry *entry = NULL;
+
+    while ((entry = next_added(entry))) {
+        if (entry->id) {
+            name_list_add(&all, entry->kind, entry->id);
         }
     }
     return all;
@@ -402,7 +431,7 @@ static void check_places(strList **blockers)
     ExecUpgradeLedgerNameList *all = find_removed();
     Error *err = NULL;
 
-    if (any_device_removed(all)) {
+    if (needs_places(all)) {
         qapi_free_ExecUpgradeLedgerPlaceList(find_places(&err));
     }
     if (err) {
@@ -470,7 +499,7 @@ static bool ledger_save(ExecUpgradeHandoff *h, Error **errp)
         QAPI_LIST_APPEND(tail, entry_save(entry));
     }
     l->removed = find_removed();
-    if (any_device_removed(l->removed)) {
+    if (needs_places(l->removed)) {
         l->places = find_places(&error_abort);
     }
     object_child_foreach_recursive(object_get_root(), unplug_save,
@@ -538,12 +567,32 @@ strList *exec_upgrade_ledger_changes(void)
  * The new process: what is left out
  */
 
+static bool entries_have(const ExecUpgradeLedgerEntryList *list,
+                         ExecUpgradeLedgerKind kind, const char *id)
+{
+    for (; list; list = list->next) {
+        if (list->value->kind == kind && !g_strcmp0(list->value->id, id)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/*
+ * With other arguments than before, the command line may no longer make what
+ * was deleted, or make what the ledger does.
+ */
 static bool is_removed(ExecUpgradeLedgerKind kind, const char *id)
 {
     const ExecUpgradeLedger *l = handoff_ledger();
 
-    return l && id && !building && !phase_check(PHASE_MACHINE_READY) &&
-           name_list_has(l->removed, kind, id);
+    if (!l || !id || building || phase_check(PHASE_MACHINE_READY) ||
+        (!name_list_has(l->removed, kind, id) &&
+         !entries_have(l->entries, kind, id))) {
+        return false;
+    }
+    name_list_add(&removed, kind, id);
+    return true;
 }
 
 void exec_upgrade_object_option(ObjectOptions *options, Error **errp)
@@ -602,46 +651,57 @@ static DeviceState *make_device(const char *name, const QDict *options,
     return dev;
 }
 
-DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
-                                             Error **errp)
+/* @gone is set if commands have deleted it, or made another of its name */
+static DeviceState *device_option(const QDict *options, bool typed, bool *gone,
+                                  Error **errp)
 {
     ERRP_GUARD();
     const ExecUpgradeLedger *before = handoff_ledger();
     g_autofree char *name = option_name(options);
     const ExecUpgradeLedgerPlace *place = place_find(name);
-    QDict *placed;
+    QDict *all;
     DeviceState *dev;
 
-    if (is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE, name)) {
-        return NULL;
-    }
+    /* First: a primary that the guest has taken is in the ledger, too */
     if (before && exec_upgrade_failover_left_out(before, options)) {
         exec_upgrade_failover_add_option(name);
         return NULL;
     }
-    placed = qdict_clone_shallow(options);
+    *gone = is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE, name);
+    if (*gone) {
+        return NULL;
+    }
+    all = qdict_clone_shallow(options);
     if (place) {
         exec_upgrade_device_buses_next(place->buses);
-        exec_upgrade_device_options_merge(placed,
+        exec_upgrade_device_options_merge(all,
                                           qobject_to(QDict, place->options),
                                           typed);
     }
-    dev = make_device(name, placed, typed, errp);
+    dev = make_device(name, all, typed, errp);
     if (!dev && !*errp && exec_upgrade_failover_is_primary(options)) {
         exec_upgrade_failover_add_option(name);
     }
-    qobject_unref(placed);
+    qobject_unref(all);
     return dev;
+}
+
+DeviceState *exec_upgrade_device_option_json(const QDict *options, bool typed,
+                                             Error **errp)
+{
+    bool gone = false;
+
+    return device_option(options, typed, &gone, errp);
 }
 
 DeviceState *exec_upgrade_device_option(QemuOpts *opts, Error **errp)
 {
     QDict *options = qemu_opts_to_qdict(opts, NULL);
+    bool gone = false;
     DeviceState *dev;
 
-    dev = exec_upgrade_device_option_json(options, false, errp);
-    if (dev || is_removed(EXEC_UPGRADE_LEDGER_KIND_DEVICE,
-                          qemu_opts_id(opts))) {
+    dev = device_option(options, false, &gone, errp);
+    if (dev || gone) {
         /* As qdev_device_add() does: the id may be used again */
         qemu_opts_del(opts);
     }
@@ -769,11 +829,10 @@ void exec_upgrade_chardevs_build(void)
 
 void exec_upgrade_netdevs_build(void)
 {
-    const ExecUpgradeLedger *before = handoff_ledger();
     const ExecUpgradeLedgerNameList *l;
 
     /* As qmp_netdev_del() does: the id may be used again */
-    for (l = before ? before->removed : NULL; l; l = l->next) {
+    for (l = removed; l; l = l->next) {
         if (l->value->kind == EXEC_UPGRADE_LEDGER_KIND_NETDEV) {
             qemu_opts_del(qemu_opts_find(qemu_find_opts("netdev"),
                                          l->value->id));
@@ -815,7 +874,7 @@ static bool ledger_load(const ExecUpgradeHandoff *h, Error **errp)
         unplug_load(u->value);
     }
     exec_upgrade_state_ids_load(h->ledger->state_ids);
-    removed = QAPI_CLONE(ExecUpgradeLedgerNameList, h->ledger->removed);
+    placed = h->ledger->places;
     return true;
 }
 
