@@ -11,8 +11,8 @@
 #include "qapi/qapi-types-exec-upgrade.h"
 
 /* Format of the handoff that this QEMU writes, and the oldest that it reads */
-#define EXEC_UPGRADE_FORMAT     3
-#define EXEC_UPGRADE_FORMAT_MIN 3
+#define EXEC_UPGRADE_FORMAT     4
+#define EXEC_UPGRADE_FORMAT_MIN 4
 
 /* Environment variable with the number of the handoff's descriptor */
 #define EXEC_UPGRADE_ENV "QEMU_EXEC_UPGRADE_HANDOFF"
