@@ -611,5 +611,6 @@ void exec_upgrade_machine_ready(void)
     exec_upgrade_monitor_reply(h, result);
     qapi_event_send_exec_upgrade(EXEC_UPGRADE_STATUS_COMPLETED, true, result,
                                  false, NULL);
+    exec_upgrade_monitor_go_on();
     qapi_free_ExecUpgradeHandoff(h);
 }

@@ -592,10 +592,19 @@ void exec_upgrade_monitor_ask_done(Monitor *mon);
  * @result: what was done
  *
  * Once, in the new process, when the guest goes on.  Answers nobody if the
- * client has gone.  After it the monitors' thread goes on.
+ * client has gone.
  */
 void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
                                 ExecUpgradeResult *result);
+
+/**
+ * exec_upgrade_monitor_go_on: let the monitors' thread go on
+ *
+ * Not before everything is said that the clients there were are to hear: if
+ * one of them is gone, the thread accepts the next one in its place, who must
+ * get neither the reply nor, before a greeting, the event.
+ */
+void exec_upgrade_monitor_go_on(void);
 
 /**
  * exec_upgrade_monitor_result_text: describe a result to a human

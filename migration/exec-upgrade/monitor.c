@@ -619,10 +619,10 @@ void exec_upgrade_monitor_reply(const ExecUpgradeHandoff *h,
                                 ExecUpgradeResult *result)
 {
     asker_reply(h, result);
-    /*
-     * Not earlier: if the client that asked is gone, the thread accepts the
-     * next one, which must not get the reply.
-     */
+}
+
+void exec_upgrade_monitor_go_on(void)
+{
     if (monitors.deferred) {
         g_slist_free_full(g_steal_pointer(&monitors.deferred), g_free);
         exec_upgrade_monitor_release();

@@ -455,8 +455,8 @@ def test_asker_is_gone(start):
 
 
 def test_next_client_gets_no_reply(start, tmp_path):
-    """One that connects in place of the one that asked, while the new QEMU is
-    held where it reads a file."""
+    """Nor an event before its greeting: one that connects in place of the one
+    that asked, while the new QEMU is held where it reads a file."""
     secret = tmp_path / 'secret'
     secret.write_text('of nobody')
     vm = start('second', args=['-object', f'secret,id=s,file={secret}'])
