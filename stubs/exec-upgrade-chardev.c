@@ -36,3 +36,20 @@ int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
 {
     g_assert_not_reached();
 }
+
+ExecUpgradeFdList *exec_upgrade_listener_save(struct QIONetListener *listener)
+{
+    g_assert_not_reached();
+}
+
+bool exec_upgrade_listener_adopt(struct QIONetListener *listener,
+                                 const ExecUpgradeFdList *fds,
+                                 const char *what, Error **errp)
+{
+    g_assert_not_reached();
+}
+
+void exec_upgrade_listener_own(struct QIONetListener *listener)
+{
+    g_assert_not_reached();
+}

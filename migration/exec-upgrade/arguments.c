@@ -482,13 +482,8 @@ static void compare_ordered(GPtrArray *old, GPtrArray *new, bool more,
 static bool is_left_out(const Made *made,
                         const ExecUpgradeLedgerNameList *left_out)
 {
-    for (; made->id && left_out; left_out = left_out->next) {
-        if (left_out->value->kind == made->kind &&
-            !strcmp(left_out->value->id, made->id)) {
-            return true;
-        }
-    }
-    return false;
+    return made->id && exec_upgrade_ledger_names_have(left_out, made->kind,
+                                                      made->id);
 }
 
 /* A network backend that no device has */
@@ -586,32 +581,22 @@ static void compare(const CommandLine *old, const CommandLine *new,
     qapi_free_ExecUpgradeLedgerNameList(left_out);
 }
 
-bool exec_upgrade_arguments_check(char **argv, Error **errp)
+bool exec_upgrade_arguments_check(char **argv, strList **blockers,
+                                  Error **errp)
 {
     ERRP_GUARD();
     g_autoptr(CommandLine) new = command_line_parse(argv, errp);
     g_autoptr(CommandLine) old = NULL;
-    g_autoptr(GString) text = g_string_new(NULL);
-    strList *blockers = NULL;
 
     if (!new) {
         error_prepend(errp, "exec-upgrade: arguments: ");
         return false;
     }
-    compare_machine(new, &blockers);
-    check_files(new->files, &blockers);
+    compare_machine(new, blockers);
+    check_files(new->files, blockers);
     old = command_line_parse(exec_upgrade_argv(), NULL);
     if (old) {
-        compare(old, new, &blockers);
-    }
-    for (strList *e = blockers; e; e = e->next) {
-        g_string_append_printf(text, "%s%s", e == blockers ? "" : "; ",
-                               e->value);
-    }
-    qapi_free_strList(blockers);
-    if (text->len) {
-        error_setg(errp, "exec-upgrade: arguments: %s", text->str);
-        return false;
+        compare(old, new, blockers);
     }
     return true;
 }

@@ -268,7 +268,8 @@ bool exec_upgrade_exports_hold(Error **errp)
         BlockExport *last = held->pdata[held->len - 1];
 
         error_setg(errp, "exec-upgrade: a client of block export '%s' does "
-                   "not read its replies", last->id);
+                   "not read its replies, or not send the rest of a request",
+                   last->id);
         exec_upgrade_exports_release();
         return false;
     }
@@ -517,16 +518,6 @@ void exec_upgrade_exports_changes(strList ***tail)
     walk(append_change, tail);
 }
 
-static void append(ExecUpgradeCommandList ***tail, const char *execute,
-                   QDict *arguments)
-{
-    ExecUpgradeCommand *command = g_new0(ExecUpgradeCommand, 1);
-
-    command->execute = g_strdup(execute);
-    command->arguments = QOBJECT(arguments);
-    QAPI_LIST_APPEND(*tail, command);
-}
-
 static void append_export(BlockExport *exp, void *opaque)
 {
     g_autofree char *node = exec_upgrade_node_name_public(blk_bs(exp->blk));
@@ -539,7 +530,8 @@ static void append_export(BlockExport *exp, void *opaque)
     visit_free(v);
     qapi_free_BlockExportOptions(options);
     qdict_put_str(qobject_to(QDict, arguments), "node-name", node);
-    append(opaque, "block-export-add", qobject_to(QDict, arguments));
+    exec_upgrade_command_append(opaque, "block-export-add",
+                                qobject_to(QDict, arguments));
 }
 
 /* As nbd-server-start has it: the type beside the rest */
@@ -583,7 +575,7 @@ void exec_upgrade_exports_configuration(ExecUpgradeCommandList ***tail)
             qdict_put_str(arguments, "tls-authz", state.tls_authz);
         }
         qdict_put_int(arguments, "max-connections", state.max_connections);
-        append(tail, "nbd-server-start", arguments);
+        exec_upgrade_command_append(tail, "nbd-server-start", arguments);
     }
     walk(append_export, tail);
 }

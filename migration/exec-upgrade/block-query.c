@@ -150,7 +150,6 @@ static void append_node(BlockDriverState *bs, void *opaque)
     QDict *options = exec_upgrade_block_node_options(bs);
     g_autofree char *name = exec_upgrade_node_name_public(bs);
     ExecUpgradeCommandList ***tail = opaque;
-    ExecUpgradeCommand *command;
     BdrvChild *child;
     QObject *typed;
 
@@ -163,10 +162,8 @@ static void append_node(BlockDriverState *bs, void *opaque)
     typed = typed_options(options);
     qobject_unref(options);
     if (typed) {
-        command = g_new0(ExecUpgradeCommand, 1);
-        command->execute = g_strdup("blockdev-add");
-        command->arguments = typed;
-        QAPI_LIST_APPEND(*tail, command);
+        exec_upgrade_command_append(tail, "blockdev-add",
+                                    qobject_to(QDict, typed));
     }
 }
 

@@ -308,8 +308,6 @@ static void thing_blocker(strList **blockers, const Thing *thing,
 static void thing_removed(const Thing *thing, strList **blockers,
                           ExecUpgradeLedgerNameList **removed)
 {
-    ExecUpgradeLedgerName *name;
-
     if (kinds[thing->kind].may_vanish) {
         return;
     }
@@ -317,10 +315,8 @@ static void thing_removed(const Thing *thing, strList **blockers,
         thing_blocker(blockers, thing, "removed");
         return;
     }
-    name = g_new0(ExecUpgradeLedgerName, 1);
-    name->kind = kinds[thing->kind].ledger_kind;
-    name->id = g_strdup(thing->name);
-    QAPI_LIST_PREPEND(*removed, name);
+    exec_upgrade_ledger_names_add(removed, kinds[thing->kind].ledger_kind,
+                                  thing->name);
 }
 
 /* @blockers and @removed are added to */

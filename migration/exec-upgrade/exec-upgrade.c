@@ -145,9 +145,9 @@ static strList *find_blockers(void)
     return blockers;
 }
 
-static bool check_blockers(Error **errp)
+/* Takes the ownership of @blockers */
+static bool no_blockers(strList *blockers, const char *where, Error **errp)
 {
-    strList *blockers = find_blockers();
     g_autoptr(GString) all = g_string_new(NULL);
 
     for (strList *e = blockers; e; e = e->next) {
@@ -156,7 +156,7 @@ static bool check_blockers(Error **errp)
     }
     qapi_free_strList(blockers);
     if (all->len) {
-        error_setg(errp, "exec-upgrade: %s", all->str);
+        error_setg(errp, "exec-upgrade: %s%s", where, all->str);
         return false;
     }
     return true;
@@ -272,11 +272,26 @@ typedef struct ExecUpgradeRequest {
     const char *path;
     int binary_fd;
     char **argv;
+    bool has_arguments;
     ExecUpgradePhaseList *phases;
     Coroutine *co;
     int tries;
     Error *err;
 } ExecUpgradeRequest;
+
+static bool check_request(const ExecUpgradeRequest *req, Error **errp)
+{
+    strList *blockers = NULL;
+
+    if (!no_blockers(find_blockers(), "", errp)) {
+        return false;
+    }
+    if (!req->has_arguments) {
+        return true;
+    }
+    return exec_upgrade_arguments_check(req->argv, &blockers, errp) &&
+           no_blockers(blockers, "arguments: ", errp);
+}
 
 /* A guest without its images must not go on */
 static void reactivate(ExecUpgradePause *pause)
@@ -359,10 +374,8 @@ static void upgrade_bh(void *opaque)
     ExecUpgradePause pause;
 
     /* The guest ran since they were looked for */
-    if (!check_blockers(&req->err)) {
-        goto out;
-    }
-    if (!exec_upgrade_exports_hold(&req->err)) {
+    if (!check_request(req, &req->err) ||
+        !exec_upgrade_exports_hold(&req->err)) {
         goto out;
     }
     if (!pause_guest(&pause, &req->err)) {
@@ -438,15 +451,10 @@ static void upgrade_or_fail(const char *binary, bool has_arguments,
     if (req.binary_fd < 0) {
         return;
     }
-    if (!check_blockers(errp)) {
-        close(req.binary_fd);
-        return;
-    }
+    req.has_arguments = has_arguments;
     req.argv = build_argv(has_arguments, arguments);
-    if (has_arguments && !exec_upgrade_arguments_check(req.argv, errp)) {
-        g_strfreev(req.argv);
-        close(req.binary_fd);
-        return;
+    if (!check_request(&req, &req.err)) {
+        goto out;
     }
     phase_end(&req.phases, "check", &start);
 
@@ -461,6 +469,7 @@ static void upgrade_or_fail(const char *binary, bool has_arguments,
             upgrade_bh(&req);
         }
     }
+out:
     qapi_free_ExecUpgradePhaseList(req.phases);
     g_strfreev(req.argv);
     close(req.binary_fd);

@@ -155,10 +155,15 @@ ExecUpgradeFdList *exec_upgrade_listener_save(struct QIONetListener *listener);
  * @fds: what exec_upgrade_listener_save() returned in the previous process
  * @what: what they are, for the error
  * @errp: error
+ *
+ * Followed by exec_upgrade_listener_own(), from which on the path of a socket
+ * is removed when it is closed.
  */
 bool exec_upgrade_listener_adopt(struct QIONetListener *listener,
                                  const ExecUpgradeFdList *fds,
                                  const char *what, Error **errp);
+
+void exec_upgrade_listener_own(struct QIONetListener *listener);
 
 /*
  * exec_upgrade_listener_carried: have exec_upgrade_listener_open() take over
@@ -512,6 +517,13 @@ ExecUpgradeLedgerNameList *exec_upgrade_configuration_removed(void);
  */
 char *exec_upgrade_device_name(DeviceState *dev);
 
+/* Whether @list has a name, and to add one that it does not have */
+bool exec_upgrade_ledger_names_have(const ExecUpgradeLedgerNameList *list,
+                                    ExecUpgradeLedgerKind kind,
+                                    const char *id);
+void exec_upgrade_ledger_names_add(ExecUpgradeLedgerNameList **list,
+                                   ExecUpgradeLedgerKind kind, const char *id);
+
 /* exec_upgrade_ledger_has: whether it has @obj, or what it is a part of */
 bool exec_upgrade_ledger_has(Object *obj);
 bool exec_upgrade_ledger_has_netdev(const char *id);
@@ -530,6 +542,10 @@ strList *exec_upgrade_ledger_changes(void);
  * now, in an order in which they can be executed
  */
 ExecUpgradeCommandList *exec_upgrade_configuration_query(void);
+
+/* Takes the ownership of @arguments */
+void exec_upgrade_command_append(ExecUpgradeCommandList ***tail,
+                                 const char *execute, QDict *arguments);
 
 /* exec_upgrade_properties_find: what qom-set may have set, as it is now */
 ExecUpgradePropertyList *exec_upgrade_properties_find(Error **errp);
@@ -555,9 +571,11 @@ char **exec_upgrade_argv(void);
 /**
  * exec_upgrade_arguments_check: check that a command line makes what there is
  * @argv: the command line, NULL-terminated
- * @errp: error, with every reason
+ * @blockers: appended to is why it would not
+ * @errp: error, if it can't be parsed
  */
-bool exec_upgrade_arguments_check(char **argv, Error **errp);
+bool exec_upgrade_arguments_check(char **argv, strList **blockers,
+                                  Error **errp);
 
 /* This QEMU's version as ExecUpgradeResult shows it; the caller frees it */
 char *exec_upgrade_version(void);

@@ -14,8 +14,8 @@
 
 #define SECRET_MASK "(secret)"
 
-static void append(ExecUpgradeCommandList ***tail, const char *execute,
-                   QDict *arguments)
+void exec_upgrade_command_append(ExecUpgradeCommandList ***tail,
+                                 const char *execute, QDict *arguments)
 {
     ExecUpgradeCommand *command = g_new0(ExecUpgradeCommand, 1);
 
@@ -102,7 +102,8 @@ static QDict *device_arguments(const LedgerEntry *entry)
 
 static void append_primary(QDict *options, void *tail)
 {
-    append(tail, "device_add", qdict_clone_shallow(options));
+    exec_upgrade_command_append(tail, "device_add",
+                                qdict_clone_shallow(options));
 }
 
 static void append_kind(ExecUpgradeCommandList ***tail,
@@ -113,7 +114,7 @@ static void append_kind(ExecUpgradeCommandList ***tail,
 
     while ((entry = exec_upgrade_ledger_next(entry))) {
         if (entry->kind == kind) {
-            append(tail, execute, arguments(entry));
+            exec_upgrade_command_append(tail, execute, arguments(entry));
         }
     }
 }
@@ -142,7 +143,7 @@ static void append_properties(ExecUpgradeCommandList ***tail)
         } else {
             qdict_put_obj(arguments, "value", qobject_ref(p->value));
         }
-        append(tail, "qom-set", arguments);
+        exec_upgrade_command_append(tail, "qom-set", arguments);
     }
     qapi_free_ExecUpgradePropertyList(list);
 }

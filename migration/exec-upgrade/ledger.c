@@ -378,8 +378,8 @@ static ExecUpgradeLedgerPlaceList *find_places(Error **errp)
     return search.list;
 }
 
-static bool name_list_has(const ExecUpgradeLedgerNameList *list,
-                          ExecUpgradeLedgerKind kind, const char *id)
+bool exec_upgrade_ledger_names_have(const ExecUpgradeLedgerNameList *list,
+                                    ExecUpgradeLedgerKind kind, const char *id)
 {
     for (; list; list = list->next) {
         if (list->value->kind == kind && !strcmp(list->value->id, id)) {
@@ -389,12 +389,12 @@ static bool name_list_has(const ExecUpgradeLedgerNameList *list,
     return false;
 }
 
-static void name_list_add(ExecUpgradeLedgerNameList **list,
-                          ExecUpgradeLedgerKind kind, const char *id)
+void exec_upgrade_ledger_names_add(ExecUpgradeLedgerNameList **list,
+                                   ExecUpgradeLedgerKind kind, const char *id)
 {
     ExecUpgradeLedgerName *name;
 
-    if (!name_list_has(*list, kind, id)) {
+    if (!exec_upgrade_ledger_names_have(*list, kind, id)) {
         name = g_new0(ExecUpgradeLedgerName, 1);
         name->kind = kind;
         name->id = g_strdup(id);
@@ -408,7 +408,7 @@ static ExecUpgradeLedgerNameList *find_removed(void)
 
     all = exec_upgrade_configuration_removed();
     for (l = removed; l; l = l->next) {
-        name_list_add(&all, l->value->kind, l->value->id);
+        exec_upgrade_ledger_names_add(&all, l->value->kind, l->value->id);
     }
     return all;
 }
@@ -420,7 +420,7 @@ ExecUpgradeLedgerNameList *exec_upgrade_ledger_left_out(void)
 
     while ((entry = next_added(entry))) {
         if (entry->id) {
-            name_list_add(&all, entry->kind, entry->id);
+            exec_upgrade_ledger_names_add(&all, entry->kind, entry->id);
         }
     }
     return all;
@@ -587,11 +587,11 @@ static bool is_removed(ExecUpgradeLedgerKind kind, const char *id)
     const ExecUpgradeLedger *l = handoff_ledger();
 
     if (!l || !id || building || phase_check(PHASE_MACHINE_READY) ||
-        (!name_list_has(l->removed, kind, id) &&
+        (!exec_upgrade_ledger_names_have(l->removed, kind, id) &&
          !entries_have(l->entries, kind, id))) {
         return false;
     }
-    name_list_add(&removed, kind, id);
+    exec_upgrade_ledger_names_add(&removed, kind, id);
     return true;
 }
 

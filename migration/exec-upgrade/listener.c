@@ -33,16 +33,26 @@ bool exec_upgrade_listener_adopt(QIONetListener *listener,
         int fd = exec_upgrade_fd_adopt(fds->value, what, errp);
         QIOChannelSocket *sioc;
 
-        sioc = fd < 0 ? NULL : qio_channel_socket_new_fd(fd, errp);
-        if (!sioc) {
+        if (fd < 0) {
             return false;
         }
-        /* Whose path is removed when it is closed */
-        qio_channel_set_feature(QIO_CHANNEL(sioc), QIO_CHANNEL_FEATURE_LISTEN);
+        sioc = qio_channel_socket_new_fd(fd, errp);
+        if (!sioc) {
+            close(fd);
+            return false;
+        }
         qio_net_listener_add(listener, sioc);
         object_unref(OBJECT(sioc));
     }
     return true;
+}
+
+void exec_upgrade_listener_own(QIONetListener *listener)
+{
+    for (size_t i = 0; listener && i < listener->nsioc; i++) {
+        qio_channel_set_feature(QIO_CHANNEL(listener->sioc[i]),
+                                QIO_CHANNEL_FEATURE_LISTEN);
+    }
 }
 
 void exec_upgrade_listener_carried(const ExecUpgradeFdList *fds)
@@ -56,6 +66,10 @@ int exec_upgrade_listener_open(QIONetListener *listener, SocketAddress *addr,
     if (!carried) {
         return qio_net_listener_open_sync(listener, addr, backlog, errp);
     }
-    return exec_upgrade_listener_adopt(listener, carried, "listening socket",
-                                       errp) ? 0 : -1;
+    if (!exec_upgrade_listener_adopt(listener, carried, "listening socket",
+                                     errp)) {
+        return -1;
+    }
+    exec_upgrade_listener_own(listener);
+    return 0;
 }

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Options and fixtures; the package harness says how to write a test."""
 
+import os
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from harness.net import Namespace
 from harness.options import add_options, read_setup
 from harness.vm import VM
 
@@ -49,6 +52,17 @@ def broken_binary(setup, tmp_path):
     path.write_bytes(data.replace(loader, loader.replace(b'2', b'X', 1)))
     path.chmod(0o755)
     return path
+
+
+@pytest.fixture
+def ns():
+    """A network of its own: bridge, taps and the host's side of them."""
+    if os.geteuid() or not os.access('/dev/net/tun', os.W_OK) or \
+            not shutil.which('ip'):
+        pytest.skip('needs root, ip and /dev/net/tun')
+    namespace = Namespace()
+    yield namespace
+    namespace.close()
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ among it, before the guest is touched."""
 
 import pytest
 
-from harness.checks import guest_lives_on
+from harness.checks import changes, guest_lives_on, unplug
 
 RNG = ['-device', 'virtio-rng-pci,id=rng']
 NET = ['-netdev', 'hubport,hubid=1,id=net0',
@@ -14,15 +14,6 @@ NET = ['-netdev', 'hubport,hubid=1,id=net0',
 def qtree(vm):
     return [line for line in vm.qmp.hmp('info qtree').splitlines()
             if 'dev: ' in line or 'addr = ' in line]
-
-
-def unplug(vm, ident):
-    vm.qmp.execute('device_del', id=ident)
-    vm.qmp.wait_event('DEVICE_DELETED', device=ident)
-
-
-def changes(vm):
-    return sorted(vm.qmp.execute('query-exec-upgrade')['changes'])
 
 
 def upgrade(vm, **kwargs):

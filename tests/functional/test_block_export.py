@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Block exports: the same ones on the same sockets; clients connect again."""
 
+import contextlib
 import socket
+import struct
 import threading
 
 import nbd
@@ -225,6 +227,52 @@ def test_client_that_does_not_read(exporter):
     del client
     wait_until(lambda: not upgrade_dropped(vm))
     Client(vm.path).works()
+
+
+@pytest.mark.parametrize('length', [14, 28 + 1000])
+def test_request_cut_in_half(exporter, length):
+    """A part of a request's header, or of its data."""
+    vm = exporter()
+    Client(vm.path).works()
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.connect(str(vm.path))
+        sock.recv(18, socket.MSG_WAITALL)
+        # NBD_FLAG_C_FIXED_NEWSTYLE | _NO_ZEROES, NBD_OPT_EXPORT_NAME
+        sock.sendall(struct.pack('>IQII', 3, 0x49484156454F5054, 1, 1) + b'e')
+        sock.recv(10, socket.MSG_WAITALL)
+        request = struct.pack('>IHHQQI', 0x25609513, 0, 1, 7, MIB, 4096) + \
+            b'y' * 4096
+        sock.sendall(request[:length])
+        if length > 28:
+            with guest_lives_on(vm):
+                vm.refused("block export 'e'", 'send the rest of a request')
+            sock.sendall(request[length:])
+            assert sock.recv(16, socket.MSG_WAITALL)[4:] == \
+                struct.pack('>IQ', 0, 7)
+        upgrade(vm, dropped=[DROPPED])
+        with contextlib.suppress(ConnectionResetError):
+            while sock.recv(64):
+                pass
+    client = Client(vm.path)
+    assert client.has_pattern()
+    # of half a request, nothing is done
+    assert client.nbd.pread(4096, MIB) == \
+        (b'y' if length > 28 else b'\0') * 4096
+
+
+def test_paused(exporter):
+    """Clients don't depend on the guest."""
+    vm = exporter()
+    vm.qmp.execute('stop')
+    for number in range(2):
+        client = Client(vm.path)
+        client.works(number * MIB)
+        vm.upgrade(dropped=[DROPPED])
+        assert client.gone()
+    client = Client(vm.path)
+    assert client.has_pattern() and client.has_pattern(MIB)
+    vm.qmp.execute('cont')
+    upgrade(vm, dropped=[DROPPED])
 
 
 def test_handshake_that_does_not_end(exporter):

@@ -3,14 +3,14 @@
 gave them: the name is gone with the first use, what was made of it stays."""
 
 import os
-import shutil
 import socket
 
 import pytest
 
-from harness.checks import guest_lives_on, wait_disk_writes, wait_until
+from harness.checks import (changes, guest_lives_on, unplug, wait_disk_writes,
+                            wait_until)
 from harness.lines import LineChecker
-from harness.net import (GUEST_MAC, EthernetPeer, Namespace, attached_queues,
+from harness.net import (GUEST_MAC, EthernetPeer, attached_queues,
                          guest_network)
 from harness.qmp import QMPError
 
@@ -38,28 +38,13 @@ def plug_nic(vm, **kwargs):
     guest_network(vm)
 
 
-def unplug(vm, ident):
-    vm.qmp.execute('device_del', id=ident)
-    vm.qmp.wait_event('DEVICE_DELETED', device=ident)
-
-
 def check_gone(vm):
     """What was added is deleted, and the guest upgrades without it."""
-    assert not vm.qmp.execute('query-exec-upgrade')['changes']
+    assert not changes(vm)
     upgrade(vm)
 
 
 # Network backends
-
-@pytest.fixture
-def ns():
-    if os.geteuid() or not os.access('/dev/net/tun', os.W_OK) or \
-            not shutil.which('ip'):
-        pytest.skip('needs root, ip and /dev/net/tun')
-    namespace = Namespace()
-    yield namespace
-    namespace.close()
-
 
 @pytest.mark.parametrize('queues', [1, 2])
 def test_tap(make_vm, ns, queues):
@@ -144,8 +129,8 @@ def test_network_socket_whose_peer_is_gone(make_vm):
 
 # Character devices
 
-def chardev_add(vm, ident, **data):
-    vm.qmp.execute('chardev-add', id=ident, backend={
+def chardev(vm, command, ident, **data):
+    vm.qmp.execute(command, id=ident, backend={
         'type': 'socket', 'data': {
             'addr': {'type': 'fd', 'data': {'str': 'mine'}}, **data}})
 
@@ -182,7 +167,7 @@ def test_socket(serial_vm):
     vm = serial_vm
     ours, theirs = socket.socketpair()
     getfd(vm, 'mine', theirs.detach())
-    chardev_add(vm, 'c', server=False)
+    chardev(vm, 'chardev-add', 'c', server=False)
     plug_port(vm, 'c')
     check_lines_over_upgrades(vm, ours)
     unplug_port(vm, 'c')
@@ -194,7 +179,7 @@ def test_socket_whose_peer_is_gone(serial_vm):
     vm = serial_vm
     ours, theirs = socket.socketpair()
     getfd(vm, 'mine', theirs.detach())
-    chardev_add(vm, 'c', server=False)
+    chardev(vm, 'chardev-add', 'c', server=False)
     plug_port(vm, 'c')
     ours.close()
 
@@ -207,9 +192,7 @@ def test_socket_whose_peer_is_gone(serial_vm):
         assert filename().startswith('disconnected')
     ours, theirs = socket.socketpair()
     getfd(vm, 'mine', theirs.detach())
-    vm.qmp.execute('chardev-change', id='c', backend={
-        'type': 'socket', 'data': {'server': False, 'addr': {
-            'type': 'fd', 'data': {'str': 'mine'}}}})
+    chardev(vm, 'chardev-change', 'c', server=False)
     check_lines_over_upgrades(vm, ours)
     unplug_port(vm, 'c')
     check_gone(vm)
@@ -221,7 +204,7 @@ def test_listener(serial_vm):
         listener.bind(str(vm.dir / 'lines'))
         listener.listen()
         getfd(vm, 'mine', listener.detach())
-    chardev_add(vm, 'c', server=True, wait=False)
+    chardev(vm, 'chardev-add', 'c', server=True, wait=False)
     plug_port(vm, 'c')
     upgrade(vm)
     client = vm.connect('lines')

@@ -4,10 +4,9 @@ which QEMU plugs in when the guest has said that it can take it."""
 
 import json
 
-from harness.checks import wait_until
+from harness.checks import changes, unplug, wait_until
 from harness.net import GUEST_MAC, guest_network
-from test_ledger_devices import (ROOT_PORTS, changes, connect_network, unplug,
-                                 upgrade)
+from test_ledger_devices import ROOT_PORTS, connect_network, upgrade
 
 STANDBY = {'driver': 'virtio-net-pci', 'id': 'standby', 'netdev': 'net1',
            'failover': 'on', 'mac': GUEST_MAC, 'bus': 'rp1'}

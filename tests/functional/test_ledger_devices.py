@@ -9,8 +9,8 @@ import socket
 
 import pytest
 
-from harness.checks import (check_disk, guest_lives_on, wait_disk_writes,
-                            wait_until)
+from harness.checks import (changes, check_disk, guest_lives_on, unplug,
+                            wait_disk_writes, wait_until)
 from harness.lines import LineChecker, lines
 from harness.net import GUEST_MAC, EthernetPeer, guest_network
 
@@ -48,17 +48,8 @@ def plug(vm, driver, **kwargs):
     vm.qmp.reply(vm.qmp.send('device_add', {'driver': driver, **kwargs}))
 
 
-def unplug(vm, ident):
-    vm.qmp.execute('device_del', id=ident)
-    vm.qmp.wait_event('DEVICE_DELETED', device=ident)
-
-
 def object_add(vm, kind, ident, **kwargs):
     vm.qmp.execute('object-add', qom_type=kind, id=ident, **kwargs)
-
-
-def changes(vm):
-    return sorted(vm.qmp.execute('query-exec-upgrade')['changes'])
 
 
 def places(vm):

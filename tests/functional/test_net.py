@@ -12,24 +12,14 @@ import time
 
 import pytest
 
-from harness.checks import guest_lives_on, wait_until
+from harness.checks import guest_lives_on, unplug, wait_until
 from harness.lines import LineChecker, lines
-from harness.net import (GUEST_MAC, HOST, EthernetPeer, Namespace,
-                         attached_queues, check_losses, echo_request,
+from harness.net import (GUEST_MAC, HOST, EthernetPeer, attached_queues,
+                          check_losses, echo_request,
                          guest_network, listening, listening_ports,
                          timed_upgrade)
 
 NIC = ['-device', f'virtio-net-pci,netdev=n0,id=nic,mac={GUEST_MAC}']
-
-
-@pytest.fixture
-def ns():
-    if os.geteuid() or not os.access('/dev/net/tun', os.W_OK) or \
-            not shutil.which('ip'):
-        pytest.skip('needs root, ip and /dev/net/tun')
-    namespace = Namespace()
-    yield namespace
-    namespace.close()
 
 
 def tap_vm(make_vm, ns, netdev, device=NIC, **kwargs):
@@ -142,8 +132,7 @@ def test_tap_deleted(make_vm, ns, queues):
     assert features() == before
     with guest_lives_on(vm):
         vm.upgrade()
-    vm.qmp.execute('device_del', id='nic')
-    vm.qmp.wait_event('DEVICE_DELETED', device='nic')
+    unplug(vm, 'nic')
     with guest_lives_on(vm):
         vm.upgrade()
 

@@ -110,6 +110,17 @@ def check_image_locked(vm, path, driver='raw'):
     assert second.returncode and 'lock' in second.stderr, second.stderr
 
 
+def unplug(vm, ident):
+    """Removes a device with an id, as soon as the guest has let it go."""
+    vm.qmp.execute('device_del', id=ident)
+    vm.qmp.wait_event('DEVICE_DELETED', device=ident)
+
+
+def changes(vm):
+    """What commands have changed, as query-exec-upgrade tells it."""
+    return sorted(vm.qmp.execute('query-exec-upgrade')['changes'])
+
+
 def wait_disk_writes(vm, device='/dev/vda', more=20):
     """Waits until the guest has written @more blocks than it had."""
     first = vm.agent.ask(f'disk status {device}')['writes']
