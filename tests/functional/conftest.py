@@ -3,7 +3,6 @@
 
 import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -68,11 +67,7 @@ def ns():
 @pytest.fixture
 def qemu_img(setup):
     """Runs qemu-img, returns what it prints."""
-    def run(*args):
-        return subprocess.run([setup.tool('qemu-img'), *map(str, args)],
-                              check=True, text=True, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT).stdout
-    return run
+    return setup.qemu_img
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -331,7 +331,7 @@ def test_guest_flushes_reach_the_image(make_vm, images, setup):
     guest = vm.agent.sh('sha256sum < /dev/vda').split()[0]
     vm.process.kill()
     vm.process.wait()
-    subprocess.run([setup.tool('qemu-img'), 'convert', '-O', 'raw',
-                    vm.dir / 'qcow2', vm.dir / 'content'], check=True)
+    setup.qemu_img('convert', '-O', 'raw', vm.dir / 'qcow2',
+                   vm.dir / 'content')
     content = (vm.dir / 'content').read_bytes()
     assert hashlib.sha256(content).hexdigest() == guest

@@ -182,11 +182,9 @@ class Host:
 
     def qemu_img(self, *arguments):
         """Runs qemu-img on files in the host, returns what it prints."""
-        return subprocess.run(
-            [self.setup.tool('qemu-img'),
-             *(self.path(word) if word.startswith('/') else word
-               for word in arguments)],
-            text=True, stdout=subprocess.PIPE, check=True).stdout
+        return self.setup.qemu_img(
+            *(self.path(word) if word.startswith('/') else word
+              for word in arguments))
 
     def outer_pid(self, pid):
         """The process id outside of one in the host."""

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -42,6 +43,23 @@ class Setup:
         """Path of qemu-img and the like: of the new build, else any."""
         path = Path(self.new).parent / name
         return str(path) if path.exists() else shutil.which(name)
+
+    def qemu_img(self, *args):
+        """Runs qemu-img, returns what it prints.
+
+        To encrypt an image it measures itself by ticks of the clock.  In one
+        run of ten there is none and it gives up (crypto/pbkdf.c), before it
+        has written anything that matters: it is run again then.
+        """
+        command = [self.tool('qemu-img'), *map(str, args)]
+        while True:
+            process = subprocess.run(command, check=False, text=True,
+                                     stdout=subprocess.PIPE,
+                                     stderr=subprocess.STDOUT)
+            if not process.returncode:
+                return process.stdout
+            assert 'Unable to get accurate CPU usage' in process.stdout, \
+                f'{shlex.join(command)}: {process.stdout}'
 
 
 def die_with_parent():
