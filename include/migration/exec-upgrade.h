@@ -80,7 +80,8 @@ void exec_upgrade_keep_add_fd(int fd);
  *
  * Returns true, after a short wait, in a process that is adopting a guest and
  * that has been refused a thread for want of memory or numbers: the host may
- * have run short for a moment, and the guest would be lost.
+ * have run short for a moment, and the guest would be lost.  Standard error
+ * has a line of it if that lasts.
  */
 bool exec_upgrade_thread_retry(const char *name, int err);
 
