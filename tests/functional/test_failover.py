@@ -77,7 +77,7 @@ def check_pair(vm, peer, count=2):
     # the guest may not use it yet
     pinger = peer.pinger()
     pinger.settle()
-    pinger.finish()
+    pinger.finish(patience=0)
     upgrade(vm, count)
     peer.ping(2)
     assert masters(vm) == before

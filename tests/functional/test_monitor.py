@@ -20,7 +20,6 @@ import pytest
 
 from harness import TIMEOUT
 from harness.checks import held_open, wait_until
-from harness.qmp import QMPError
 from harness.stream import LineSocket, connect
 
 PROMPT = b'(qemu) '

@@ -130,9 +130,8 @@ def wait_disk_writes(vm, device='/dev/vda', more=20):
 
 def pci_address(vm, device_id):
     """The guest's name of the PCI device with an id like '1af4:1050'."""
-    found = re.search(rf'^(\S+) .*{device_id}', vm.agent.sh(
-        'for d in /sys/bus/pci/devices/*; do echo ${d##*/} '
-        '$(cat $d/vendor | cut -c3-):$(cat $d/device | cut -c3-); done'),
-        re.M)
+    found = re.search(rf'^(\S+)/uevent:PCI_ID={device_id.upper()}$',
+                      vm.agent.sh('cd /sys/bus/pci/devices; '
+                                  'grep ^PCI_ID= */uevent'), re.M)
     assert found, f'no device {device_id} in the guest'
     return found[1]
