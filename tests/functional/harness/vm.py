@@ -52,13 +52,15 @@ class Setup:
         has written anything that matters: it is run again then.
         """
         command = [self.tool('qemu-img'), *map(str, args)]
+        deadline = time.monotonic() + TIMEOUT
         while True:
             process = subprocess.run(command, check=False, text=True,
                                      stdout=subprocess.PIPE,
                                      stderr=subprocess.STDOUT)
             if not process.returncode:
                 return process.stdout
-            assert 'Unable to get accurate CPU usage' in process.stdout, \
+            assert 'Unable to get accurate CPU usage' in process.stdout and \
+                time.monotonic() < deadline, \
                 f'{shlex.join(command)}: {process.stdout}'
 
 
