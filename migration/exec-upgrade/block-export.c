@@ -268,7 +268,8 @@ bool exec_upgrade_exports_hold(Error **errp)
         BlockExport *last = held->pdata[held->len - 1];
 
         error_setg(errp, "exec-upgrade: a client of block export '%s' does "
-                   "not read its replies, or not send the rest of a request",
+                   "not read its replies, or does not send the rest of a "
+                   "request",
                    last->id);
         exec_upgrade_exports_release();
         return false;

@@ -3,8 +3,8 @@
 
 import pytest
 
-from harness.checks import (check_disk, guest_lives_on, wait_disk_writes,
-                            wait_until)
+from harness.checks import (check_disk, guest_lives_on, unplug,
+                            wait_disk_writes, wait_until)
 
 
 def disk(make_vm, qemu_img, **kwargs):
@@ -135,8 +135,7 @@ def test_device_add_and_blockdev_add(make_vm, qemu_img, machine):
     vm.agent.ask('disk start /dev/vda 4 8')
     wait_disk_writes(vm)
     check_disk(vm)
-    vm.qmp.execute('device_del', id='new')
-    vm.qmp.wait_event('DEVICE_DELETED', device='new')
+    unplug(vm, 'new')
     vm.qmp.execute('blockdev-del', node_name='n')
     assert not vm.blockers()
     with guest_lives_on(vm):

@@ -9,8 +9,8 @@ import threading
 import nbd
 import pytest
 
-from harness.checks import check_disk, guest_lives_on, wait_disk_writes, \
-    wait_until
+from harness.checks import changes, check_disk, guest_lives_on, \
+    wait_disk_writes, wait_until
 from harness.qmp import QMPError
 
 MIB = 1 << 20
@@ -112,9 +112,8 @@ def test_clients_connect_again(exporter):
     assert reader.nbd.is_read_only()
     assert reader.nbd.get_export_description() == 'what is there'
     client.works(MIB)
-    changes = vm.qmp.execute('query-exec-upgrade')['changes']
     assert {'the NBD server was started', "block export 'e' was added",
-            "block export 'r' was added"} <= set(changes)
+            "block export 'r' was added"} <= set(changes(vm))
     client.nbd.shutdown()
     reader.nbd.shutdown()
     wait_until(lambda: not upgrade_dropped(vm))

@@ -97,7 +97,7 @@ class Pinger(threading.Thread):
 
     def unanswered(self):
         """The times at which the pings were sent that have no answer."""
-        return [t for n, t in sorted(self.sent.items())
+        return [t for n, t in self.sent.items()
                 if n not in self.answered and n > self.first]
 
     def wait_answers(self, count):
