@@ -179,7 +179,7 @@ def test_pidfile(make_vm):
 
 
 def test_preconfig(make_vm):
-    vm = make_vm(args=['-preconfig']).start()
+    vm = make_vm(preconfig=True).start()
     vm.refused('machine initialization')
     vm.qmp.execute('x-exit-preconfig')
     vm.agent.wait_ready()

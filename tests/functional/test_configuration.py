@@ -171,18 +171,14 @@ def test_file_that_start_needs_is_gone(make_vm, setup):
 
 def test_preconfig(make_vm):
     """What the command line says is rebuilt, what commands made is not."""
-    vm = make_vm()
-    vm.args += ['-preconfig', '-object', 'iothread,id=io']
-    vm.start()
+    vm = make_vm(args=['-object', 'iothread,id=io'], preconfig=True).start()
     vm.qmp.execute('x-exit-preconfig')
     vm.agent.wait_ready()
     vm.upgrade()
 
 
 def test_changed_in_preconfig(make_vm):
-    vm = make_vm()
-    vm.args += ['-preconfig']
-    vm.start()
+    vm = make_vm(preconfig=True).start()
     vm.qmp.reply(vm.qmp.send('object-add', {
         'qom-type': 'memory-backend-ram', 'id': 'm7', 'size': 192 << 20}))
     vm.qmp.execute('set-numa-node', type='node', nodeid=0, memdev='m7')

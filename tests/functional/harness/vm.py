@@ -109,11 +109,17 @@ class VM:
     """@args are added to the command line. The rest chooses what is on it
     before them; a memory, kernel, qmp or agent that is None or False leaves
     that part to @args. @kernel may be the path of another kernel, @popen has
-    arguments for subprocess.Popen."""
+    arguments for subprocess.Popen.
+
+    With @preconfig QEMU waits for x-exit-preconfig, and for the client of its
+    monitor: with wait=off, QEMU 7.2's main loop would be there at once, and
+    accept a client while the monitor's thread begins to use the socket. Now
+    and then that one is greeted twice."""
 
     def __init__(self, setup, args=(), *, binary=None, machine='pc',
                  accel='tcg', memory='192', smp=ONE_CPU, kernel=True, append='',
-                 qmp=True, agent=True, popen=None, folder=None):
+                 qmp=True, agent=True, preconfig=False, popen=None,
+                 folder=None):
         self.setup = setup
         self.binary = binary or setup.old
         self.dir = Path(folder or tempfile.mkdtemp(prefix='exec-upgrade-',
@@ -140,7 +146,9 @@ class VM:
                 '-append', 'console=ttyS0 quiet panic=-1 no_console_suspend '
                 'agent=/dev/ttyS1 ' + append]
         if qmp:
-            self.args += self.monitor('qmp')
+            self.args += self.monitor('qmp', wait='on' if preconfig else 'off')
+        if preconfig:
+            self.args += ['-preconfig']
         if self.has_agent:
             self.args += [
                 '-chardev', f'file,id=console,path={self.dir}/console',
@@ -150,10 +158,11 @@ class VM:
                 '-device', 'isa-serial,chardev=agent,index=1']
         self.args += [*setup.extra_args, *args]
 
-    def monitor(self, name):
+    def monitor(self, name, wait='off'):
         """Options for one more QMP monitor; connect with vm.connect_qmp."""
         return ['-chardev', f'socket,id={name},path={self.dir}/{name},'
-                'server=on,wait=off', '-mon', f'chardev={name},mode=control']
+                f'server=on,wait={wait}',
+                '-mon', f'chardev={name},mode=control']
 
     # Start and end
 
