@@ -66,7 +66,7 @@ def ns():
 
 @pytest.fixture
 def qemu_img(setup):
-    """Runs qemu-img, returns what it prints."""
+    """Runs qemu-img, returns its standard output."""
     return setup.qemu_img
 
 

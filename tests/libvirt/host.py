@@ -181,7 +181,7 @@ class Host:
         return self.run('virsh', '-q', *command, **kwargs).strip()
 
     def qemu_img(self, *arguments):
-        """Runs qemu-img on files in the host, returns what it prints."""
+        """Runs qemu-img on files in the host, returns its standard output."""
         return self.setup.qemu_img(
             *(self.path(word) if word.startswith('/') else word
               for word in arguments))
