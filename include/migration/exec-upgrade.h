@@ -43,6 +43,14 @@ void exec_upgrade_init(char **argv);
 bool exec_upgrade_adopting(void);
 
 /**
+ * exec_upgrade_saving_devices: whether device state is being saved for an
+ * upgrade, and not for a migration or a snapshot
+ *
+ * What is saved only then is loaded only if exec_upgrade_adopting().
+ */
+bool exec_upgrade_saving_devices(void);
+
+/**
  * exec_upgrade_enabled: whether the machine was started with exec-upgrade=on
  *
  * Meaningful once the machine's properties are set.

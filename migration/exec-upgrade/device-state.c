@@ -14,6 +14,13 @@
 /* Open from save until undo; otherwise until execve(2) */
 static int state_fd = -1;
 
+static bool saving;
+
+bool exec_upgrade_saving_devices(void)
+{
+    return saving;
+}
+
 static void device_state_check(strList **blockers)
 {
     exec_upgrade_migration_check(blockers);
@@ -50,7 +57,9 @@ static bool device_state_save(ExecUpgradeHandoff *h, Error **errp)
         return false;
     }
     f = open_state(state_fd, true);
+    saving = true;
     ret = exec_upgrade_device_state_save(f);
+    saving = false;
     qemu_fclose(f);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "exec-upgrade: can't save device state");

@@ -11,8 +11,8 @@
 #include "qapi/qapi-types-exec-upgrade.h"
 
 /* Format of the handoff that this QEMU writes, and the oldest that it reads */
-#define EXEC_UPGRADE_FORMAT     4
-#define EXEC_UPGRADE_FORMAT_MIN 4
+#define EXEC_UPGRADE_FORMAT     5
+#define EXEC_UPGRADE_FORMAT_MIN 5
 
 /* Environment variable with the number of the handoff's descriptor */
 #define EXEC_UPGRADE_ENV "QEMU_EXEC_UPGRADE_HANDOFF"
@@ -52,6 +52,7 @@ extern const ExecUpgradeStage *const exec_upgrade_stages[];
 /* One for each thing, each in a file of its own */
 extern const ExecUpgradeStage exec_upgrade_stage_process;
 extern const ExecUpgradeStage exec_upgrade_stage_sandbox;
+extern const ExecUpgradeStage exec_upgrade_stage_scsi;
 extern const ExecUpgradeStage exec_upgrade_stage_thread_context;
 extern const ExecUpgradeStage exec_upgrade_stage_ledger;
 extern const ExecUpgradeStage exec_upgrade_stage_device_state;

@@ -37,6 +37,7 @@ const ExecUpgradeStage *const exec_upgrade_stages[] = {
     /* Before devices: completes what they sent */
     &exec_upgrade_stage_net,
     &exec_upgrade_stage_vhost,
+    &exec_upgrade_stage_scsi,
     &exec_upgrade_stage_device_state,
     &exec_upgrade_stage_balloon,
 #ifdef CONFIG_GIO

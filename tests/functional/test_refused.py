@@ -71,6 +71,10 @@ OPTIONS = {
     'amd-iommu': (['-device', 'amd-iommu'], 'amd-iommu'),
     'usb-wacom-tablet': (['-device', 'qemu-xhci', '-device',
                           'usb-wacom-tablet'], 'wacom'),
+    'am53c974': (['-device', 'am53c974,id=s'], "'s' (am53c974)"),
+    'dc390': (['-device', 'dc390'], 'dc390'),
+    'megasas': (['-device', 'megasas,id=s'], "'s' (megasas)"),
+    'megasas-gen2': (['-device', 'megasas-gen2'], 'megasas-gen2'),
 }
 
 

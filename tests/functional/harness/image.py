@@ -25,7 +25,7 @@ MODULES = '''
     virtio_balloon virtio_rng virtio_mem virtio-gpu virtio_input
     sd_mod sr_mod ahci ata_piix ata_generic e1000e e1000 xhci_pci
     usb_storage uas usbhid hid_generic evdev i2c_i801 psmouse button
-    i6300esb pvpanic_mmio pvpanic_pci bochs
+    sym53c8xx mptsas vmw_pvscsi i6300esb pvpanic_mmio pvpanic_pci bochs
 '''.split()
 
 

@@ -1,0 +1,135 @@
+/*
+ * Exec-upgrade: SCSI commands that are under way
+ *
+ * All I/O to images is at rest.  A command can still be under way: the guest
+ * has not fetched its data, or it failed and is repeated when the guest goes
+ * on.  The device saves a part of it, and its controller another.  Some
+ * controllers save nothing (lsi53c895a, pvscsi): QEMU would abort, or the
+ * command be lost.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include "hw/boards.h"
+#include "hw/scsi/scsi.h"
+#include "hw/usb/msd.h"
+#include "qapi/error.h"
+#include "sysemu/runstate.h"
+#include "internal.h"
+
+/*
+ * Controllers with state that is not saved at all, even without a command:
+ * megasas forgets where in its reply queue it is, and am53c974 which device
+ * it has selected.
+ */
+static const char *const incomplete[] = { "am53c974", "megasas-base" };
+
+static bool usb_carries(const MSDState *s, SCSIRequest *req)
+{
+    /* The guest's transfer is begun again, the command is not */
+    if (s->packet && s->packet->actual_length) {
+        return false;
+    }
+    if (req->cmd.mode == SCSI_XFER_NONE || req->retry) {
+        return true;
+    }
+    /* Of a host's device, what was read is not saved */
+    return req->ops->save_request &&
+           !(req->cmd.mode == SCSI_XFER_FROM_DEV &&
+             (object_dynamic_cast(OBJECT(req->dev), "scsi-generic") ||
+              object_dynamic_cast(OBJECT(req->dev), "scsi-block")));
+}
+
+static bool controller_carries(SCSIRequest *req)
+{
+    Object *controller = OBJECT(req->bus->qbus.parent);
+
+    return object_dynamic_cast(controller, TYPE_USB_STORAGE)
+           ? usb_carries(USB_STORAGE_DEV(controller), req)
+           : req->bus->info->load_request != NULL;
+}
+
+static char *device_name(DeviceState *dev)
+{
+    return dev->id ? g_strdup(dev->id) : object_get_canonical_path(OBJECT(dev));
+}
+
+static int find_uncarried(Object *obj, void *opaque)
+{
+    SCSIDevice *dev = (SCSIDevice *)object_dynamic_cast(obj, TYPE_SCSI_DEVICE);
+    SCSIDevice **found = opaque;
+    SCSIRequest *req;
+
+    if (!dev || !dev->qdev.realized) {
+        return 0;
+    }
+    QTAILQ_FOREACH(req, &dev->requests, next) {
+        if (!controller_carries(req)) {
+            *found = dev;
+            return 1;
+        }
+    }
+    return 0;
+}
+
+/* NULL, or what device is in the way, in words for an error */
+static char *uncarried(void)
+{
+    SCSIDevice *dev = NULL;
+    g_autofree char *name = NULL;
+
+    object_child_foreach_recursive(qdev_get_machine(), find_uncarried, &dev);
+    if (!dev) {
+        return NULL;
+    }
+    name = device_name(&dev->qdev);
+    return g_strdup_printf("device '%s' is in the middle of a SCSI command, "
+                           "of which its controller (%s) saves too little",
+                           name, object_get_typename(
+                               OBJECT(dev->qdev.parent_bus->parent)));
+}
+
+static int check_incomplete(Object *obj, void *opaque)
+{
+    strList **blockers = opaque;
+
+    for (int i = 0; i < ARRAY_SIZE(incomplete); i++) {
+        if (object_dynamic_cast(obj, incomplete[i])) {
+            g_autofree char *name = device_name(DEVICE(obj));
+
+            exec_upgrade_add_blocker(blockers, "device '%s' (%s) saves too "
+                                     "little of its state", name,
+                                     object_get_typename(obj));
+        }
+    }
+    return 0;
+}
+
+static void scsi_check(strList **blockers)
+{
+    /* In a guest that runs it has ended before this could be read */
+    g_autofree char *why = runstate_is_running() ? NULL : uncarried();
+
+    if (why) {
+        exec_upgrade_add_blocker(blockers, "%s", why);
+    }
+    object_child_foreach_recursive(qdev_get_machine(), check_incomplete,
+                                   blockers);
+}
+
+static bool scsi_save(ExecUpgradeHandoff *h, Error **errp)
+{
+    g_autofree char *why = uncarried();
+
+    if (why) {
+        error_setg(errp, "exec-upgrade: %s: try again", why);
+    }
+    return !why;
+}
+
+const ExecUpgradeStage exec_upgrade_stage_scsi = {
+    .name = "scsi",
+    .check = scsi_check,
+    .save = scsi_save,
+};
