@@ -5,6 +5,7 @@
  */
 
 #include "qemu/osdep.h"
+#include "hw/boards.h"
 #include "io/channel-file.h"
 #include "migration/qemu-file.h"
 #include "qapi/error.h"
@@ -21,10 +22,38 @@ bool exec_upgrade_saving_devices(void)
     return saving;
 }
 
+/*
+ * Devices that claim to be migratable and are not.  am53c974 forgets which
+ * disk it has selected, megasas where in its reply queue it is.  QEMU aborts
+ * when it loads isa-cirrus-vga, and when it saves pci-serial-2x, which has
+ * fewer ports than its state, or vmbus-bridge in a guest that does not use it.
+ */
+static const char *const broken[] = {
+    "am53c974", "isa-cirrus-vga", "megasas-base", "pci-serial-2x",
+    "vmbus-bridge",
+};
+
+static int check_broken(Object *obj, void *opaque)
+{
+    strList **blockers = opaque;
+
+    for (int i = 0; i < ARRAY_SIZE(broken); i++) {
+        if (object_dynamic_cast(obj, broken[i])) {
+            g_autofree char *name = exec_upgrade_device_name(DEVICE(obj));
+
+            exec_upgrade_add_blocker(blockers, "device '%s' (%s) can't be "
+                                     "migrated", name,
+                                     object_get_typename(obj));
+        }
+    }
+    return 0;
+}
+
 static void device_state_check(strList **blockers)
 {
     exec_upgrade_migration_check(blockers);
     exec_upgrade_device_state_check(blockers);
+    object_child_foreach_recursive(qdev_get_machine(), check_broken, blockers);
 }
 
 /* qemu_fclose() closes the descriptor that it was given */

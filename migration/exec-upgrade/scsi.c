@@ -18,13 +18,6 @@
 #include "sysemu/runstate.h"
 #include "internal.h"
 
-/*
- * Controllers with state that is not saved at all, even without a command:
- * megasas forgets where in its reply queue it is, and am53c974 which device
- * it has selected.
- */
-static const char *const incomplete[] = { "am53c974", "megasas-base" };
-
 static bool usb_carries(const MSDState *s, SCSIRequest *req)
 {
     /* The guest's transfer is begun again, the command is not */
@@ -48,11 +41,6 @@ static bool controller_carries(SCSIRequest *req)
     return object_dynamic_cast(controller, TYPE_USB_STORAGE)
            ? usb_carries(USB_STORAGE_DEV(controller), req)
            : req->bus->info->load_request != NULL;
-}
-
-static char *device_name(DeviceState *dev)
-{
-    return dev->id ? g_strdup(dev->id) : object_get_canonical_path(OBJECT(dev));
 }
 
 static int find_uncarried(Object *obj, void *opaque)
@@ -83,27 +71,11 @@ static char *uncarried(void)
     if (!dev) {
         return NULL;
     }
-    name = device_name(&dev->qdev);
+    name = exec_upgrade_device_name(&dev->qdev);
     return g_strdup_printf("device '%s' is in the middle of a SCSI command, "
                            "of which its controller (%s) saves too little",
                            name, object_get_typename(
                                OBJECT(dev->qdev.parent_bus->parent)));
-}
-
-static int check_incomplete(Object *obj, void *opaque)
-{
-    strList **blockers = opaque;
-
-    for (int i = 0; i < ARRAY_SIZE(incomplete); i++) {
-        if (object_dynamic_cast(obj, incomplete[i])) {
-            g_autofree char *name = device_name(DEVICE(obj));
-
-            exec_upgrade_add_blocker(blockers, "device '%s' (%s) saves too "
-                                     "little of its state", name,
-                                     object_get_typename(obj));
-        }
-    }
-    return 0;
 }
 
 static void scsi_check(strList **blockers)
@@ -114,8 +86,6 @@ static void scsi_check(strList **blockers)
     if (why) {
         exec_upgrade_add_blocker(blockers, "%s", why);
     }
-    object_child_foreach_recursive(qdev_get_machine(), check_incomplete,
-                                   blockers);
 }
 
 static bool scsi_save(ExecUpgradeHandoff *h, Error **errp)

@@ -75,6 +75,11 @@ OPTIONS = {
     'dc390': (['-device', 'dc390'], 'dc390'),
     'megasas': (['-device', 'megasas,id=s'], "'s' (megasas)"),
     'megasas-gen2': (['-device', 'megasas-gen2'], 'megasas-gen2'),
+    'isa-cirrus-vga': (['-device', 'isa-cirrus-vga'], 'isa-cirrus-vga'),
+    'pci-serial-2x': (['-chardev', 'null,id=c', '-chardev', 'null,id=d',
+                       '-device', 'pci-serial-2x,chardev1=c,chardev2=d'],
+                      'pci-serial-2x'),
+    'vmbus-bridge': (['-device', 'vmbus-bridge'], 'vmbus-bridge'),
 }
 
 
