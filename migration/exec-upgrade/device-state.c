@@ -15,11 +15,9 @@
 /* Open from save until undo; otherwise until execve(2) */
 static int state_fd = -1;
 
-static bool saving;
-
 bool exec_upgrade_saving_devices(void)
 {
-    return saving;
+    return state_fd >= 0;
 }
 
 /*
@@ -86,9 +84,7 @@ static bool device_state_save(ExecUpgradeHandoff *h, Error **errp)
         return false;
     }
     f = open_state(state_fd, true);
-    saving = true;
     ret = exec_upgrade_device_state_save(f);
-    saving = false;
     qemu_fclose(f);
     if (ret < 0) {
         error_setg_errno(errp, -ret, "exec-upgrade: can't save device state");

@@ -11,8 +11,8 @@
  */
 
 #include "qemu/osdep.h"
-#include "hw/boards.h"
 #include "hw/scsi/scsi.h"
+#include "hw/sysbus.h"
 #include "hw/usb/msd.h"
 #include "qapi/error.h"
 #include "sysemu/runstate.h"
@@ -43,19 +43,19 @@ static bool controller_carries(SCSIRequest *req)
            : req->bus->info->load_request != NULL;
 }
 
-static int find_uncarried(Object *obj, void *opaque)
+static int find_uncarried(DeviceState *dev, void *opaque)
 {
-    SCSIDevice *dev = (SCSIDevice *)object_dynamic_cast(obj, TYPE_SCSI_DEVICE);
-    SCSIDevice **found = opaque;
+    SCSIDevice **found = opaque, *sdev;
     SCSIRequest *req;
 
-    if (!dev || !dev->qdev.realized) {
+    if (!dev->realized || !object_dynamic_cast(OBJECT(dev), TYPE_SCSI_DEVICE)) {
         return 0;
     }
-    QTAILQ_FOREACH(req, &dev->requests, next) {
+    sdev = SCSI_DEVICE(dev);
+    QTAILQ_FOREACH(req, &sdev->requests, next) {
         if (!controller_carries(req)) {
-            *found = dev;
-            return 1;
+            *found = sdev;
+            return -1;
         }
     }
     return 0;
@@ -67,7 +67,9 @@ static char *uncarried(void)
     SCSIDevice *dev = NULL;
     g_autofree char *name = NULL;
 
-    object_child_foreach_recursive(qdev_get_machine(), find_uncarried, &dev);
+    /* By bus, and not by the many objects of a machine: the guest is paused */
+    qbus_walk_children(sysbus_get_default(), find_uncarried, NULL, NULL, NULL,
+                       &dev);
     if (!dev) {
         return NULL;
     }

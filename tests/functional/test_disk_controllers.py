@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Disk controllers that are in the middle of something."""
 
+import contextlib
+
 import pytest
 
 from harness.checks import (check_disk, guest_lives_on, wait_disk_writes,
                             wait_until)
 from harness.qmp import QMPError
+from harness.vm import VM
 
 MIB = 8
 
@@ -48,17 +51,25 @@ SLOW = ['-object', 'throttle-group,id=slow,x-iops-total=500',
         'file.driver=file,file.filename={dir}/image']
 
 
-@pytest.mark.parametrize('kind', DISKS)
-def test_requests_wait_in_the_controller(make_vm, kind):
-    """More commands than the disk takes at a time, in every upgrade."""
+@contextlib.contextmanager
+def upgraded_while_writing(make_vm, kind, upgrade):
+    """A guest that wrote with more commands than the disk takes at a time, in
+    each of ten calls of @upgrade. It lives on until the end of the block."""
     vm, path = disk_vm(make_vm, kind, SLOW)
     vm.agent.ask(f'disk start {path} 8 {MIB}')
     with guest_lives_on(vm, fill=0):
         for _ in range(10):
             wait_disk_writes(vm, path, 3)
-            vm.upgrade()
+            upgrade(vm)
         wait_disk_writes(vm, path)
         check_disk(vm, path)
+        yield vm, path
+
+
+@pytest.mark.parametrize('kind', DISKS)
+def test_requests_wait_in_the_controller(make_vm, kind):
+    with upgraded_while_writing(make_vm, kind, VM.upgrade):
+        pass
 
 
 FAILING = ['-blockdev', 'driver=blkdebug,node-name=disk,'
@@ -67,14 +78,30 @@ FAILING = ['-blockdev', 'driver=blkdebug,node-name=disk,'
            'image.filename={dir}/image']
 
 
+def start_failing(vm, path):
+    """Returns once the guest is stopped, perhaps before its answer."""
+    start = vm.agent.send(f'disk start {path} 8 {MIB}')
+    vm.qmp.wait_event('STOP')
+    return start
+
+
+def stopped_on_error(make_vm, kind):
+    vm, path = disk_vm(make_vm, kind, FAILING, ',werror=stop,rerror=stop')
+    return vm, path, start_failing(vm, path)
+
+
+def go_on_writing(vm, path, start):
+    vm.qmp.execute('cont')
+    vm.agent.reply(start)
+    wait_disk_writes(vm, path)
+    check_disk(vm, path)
+
+
 @pytest.mark.parametrize('kind', DISKS)
 def test_stopped_on_a_write_error(make_vm, kind):
     """The requests that failed, and those behind them, are in the device;
     they are done when the guest goes on, and not before."""
-    vm, path = disk_vm(make_vm, kind, FAILING, ',werror=stop,rerror=stop')
-    # the guest may be stopped before it answers
-    start = vm.agent.send(f'disk start {path} 8 {MIB}')
-    vm.qmp.wait_event('STOP')
+    vm, path, start = stopped_on_error(make_vm, kind)
     image = vm.dir / 'image'
     for _ in range(2):
         assert vm.qmp.execute('query-status')['status'] == 'io-error'
@@ -84,10 +111,7 @@ def test_stopped_on_a_write_error(make_vm, kind):
         # the new process's node fails once, too
         vm.qmp.execute('cont')
         vm.qmp.wait_event('STOP')
-    vm.qmp.execute('cont')
-    vm.agent.reply(start)
-    wait_disk_writes(vm, path)
-    check_disk(vm, path)
+    go_on_writing(vm, path, start)
     vm.agent.check_log()
 
 
@@ -97,45 +121,35 @@ UNDER_WAY = "'d' is in the middle of a SCSI command"
 @pytest.mark.parametrize('kind', UNCARRIED)
 def test_refused_while_commands_wait(make_vm, kind):
     """A guest that writes may be refused, and notices nothing."""
-    vm, path = disk_vm(make_vm, kind, SLOW)
-    vm.agent.ask(f'disk start {path} 8 {MIB}')
-    with guest_lives_on(vm, fill=0):
-        for _ in range(10):
-            wait_disk_writes(vm, path, 3)
-            try:
-                vm.upgrade()
-            except QMPError as error:
-                assert UNDER_WAY in error.desc and kind in error.desc
-        check_disk(vm, path)
+    def upgrade(vm):
+        try:
+            vm.upgrade()
+        except QMPError as error:
+            assert UNDER_WAY in error.desc and kind in error.desc
+    with upgraded_while_writing(make_vm, kind, upgrade) as (vm, path):
         vm.agent.check_log()
         upgrade_idle(vm, path)
 
 
 @pytest.mark.parametrize('kind', UNCARRIED)
 def test_refused_when_stopped_on_a_write_error(make_vm, kind):
-    vm, path = disk_vm(make_vm, kind, FAILING, ',werror=stop,rerror=stop')
-    start = vm.agent.send(f'disk start {path} 8 {MIB}')
-    vm.qmp.wait_event('STOP')
+    vm, path, start = stopped_on_error(make_vm, kind)
     vm.refused(UNDER_WAY, kind)
     assert any(UNDER_WAY in text for text in vm.blockers())
-    vm.qmp.execute('cont')
-    vm.agent.reply(start)
-    wait_disk_writes(vm, path)
-    check_disk(vm, path)
+    go_on_writing(vm, path, start)
     upgrade_idle(vm, path, fails=True)
 
 
 def upgrade_idle(vm, path, fails=False):
     """Without commands there is nothing that the controller would lose."""
     vm.upgrade()
-    del vm.qmp.events[:]
-    start = vm.agent.send(f'disk start {path} 8 {MIB}')
     if fails:       # the new process's node, once too
-        vm.qmp.wait_event('STOP')
-        vm.qmp.execute('cont')
-    vm.agent.reply(start)
-    wait_disk_writes(vm, path)
-    check_disk(vm, path)
+        del vm.qmp.events[:]
+        go_on_writing(vm, path, start_failing(vm, path))
+    else:
+        vm.agent.ask(f'disk start {path} 8 {MIB}')
+        wait_disk_writes(vm, path)
+        check_disk(vm, path)
 
 
 def test_usb_storage_answers_wait_for_the_guest(make_vm):
