@@ -9,8 +9,8 @@ of the series, in order:
     Subject: softmmu: keep guest RAM in memory that outlives exec
     Files:
      softmmu/physmem.c
-     migration/exec-upgrade/ram.c
-     migration/exec-upgrade/meson.build /ram\\.c/
+     migration/exec-upgrade/carry/ram.c
+     migration/exec-upgrade/carry/meson.build /ram\\.c/
     Body:
      Why, in one or more lines.
      .

@@ -6,12 +6,17 @@
 
 #include "qemu/osdep.h"
 #include "chardev/char-exec-upgrade.h"
-#include "migration/exec-upgrade/internal.h"
+#include "migration/exec-upgrade/core/core.h"
 
 bool exec_upgrade_chardev_open(Chardev *chr, ChardevBackend *backend,
                                bool *be_opened, Error **errp)
 {
     return false;
+}
+
+void exec_upgrade_ledger_add_chardev(Chardev *chr,
+                                     const ChardevBackend *backend)
+{
 }
 
 const ExecUpgradeChardev *exec_upgrade_chardev_record(Chardev *chr)

@@ -61,6 +61,14 @@ bool exec_upgrade_chardev_open(Chardev *chr, ChardevBackend *backend,
                                bool *be_opened, Error **errp);
 
 /**
+ * exec_upgrade_ledger_add_chardev: a character device is being made
+ * @chr: the character device, which has its label
+ * @backend: its options, or NULL
+ */
+void exec_upgrade_ledger_add_chardev(Chardev *chr,
+                                     const ChardevBackend *backend);
+
+/**
  * exec_upgrade_chardev_record: what the previous process wrote about a device
  * @chr: the device
  *

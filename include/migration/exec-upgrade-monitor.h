@@ -16,7 +16,7 @@
 struct QMPRequest;
 
 /*
- * In migration/exec-upgrade/monitor.c
+ * In migration/exec-upgrade/carry/monitor.c
  */
 
 /**
@@ -44,7 +44,7 @@ void exec_upgrade_monitor_schedule(AioContext *ctx, QEMUBHFunc *cb,
                                    void *opaque);
 
 /*
- * In migration/exec-upgrade/hmp.c
+ * In migration/exec-upgrade/command/hmp.c
  */
 
 /**
@@ -153,5 +153,17 @@ ExecUpgradeNamedFdList *exec_upgrade_monitor_fds_save(Monitor *mon);
 bool exec_upgrade_monitor_fds_load(Monitor *mon,
                                    const ExecUpgradeNamedFdList *list,
                                    Error **errp);
+
+/* Descriptor sets, likewise; the first to be adopted in a new process */
+ExecUpgradeFdsetList *exec_upgrade_fdsets_save(void);
+bool exec_upgrade_fdsets_load(const ExecUpgradeFdsetList *list, Error **errp);
+
+/**
+ * exec_upgrade_fdset_can_open: whether a descriptor set has a descriptor for
+ * an access mode
+ * @id: the set
+ * @mode: O_RDONLY, O_WRONLY or O_RDWR
+ */
+bool exec_upgrade_fdset_can_open(int64_t id, int mode);
 
 #endif

@@ -152,6 +152,22 @@ bool exec_upgrade_seccomp_opens(int32_t syscall);
  */
 int exec_upgrade_seccomp_load(void *ctx);
 
+/**
+ * exec_upgrade_sandbox_is_open: whether the filter of spawn=deny is to let an
+ * upgrade through
+ *
+ * If so, Landlock already limits what can be executed.
+ */
+bool exec_upgrade_sandbox_is_open(void);
+
+/**
+ * exec_upgrade_sandbox_has_filter: whether this process has a filter, from
+ * whichever QEMU it was before
+ * @hash: SHA-256 of the filter
+ */
+bool exec_upgrade_sandbox_has_filter(const char *hash);
+void exec_upgrade_sandbox_note_filter(const char *hash);
+
 /*
  * Block nodes and images
  */

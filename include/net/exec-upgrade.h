@@ -2,7 +2,7 @@
  * Exec-upgrade: network backends
  *
  * What QEMU's network code calls, and what the parts that lie beside each
- * backend offer to migration/exec-upgrade/net.c.
+ * backend offer to migration/exec-upgrade/carry/net.c.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -32,6 +32,12 @@ typedef int ExecUpgradeNetInit(const Netdev *netdev, const char *name,
  */
 int exec_upgrade_net_init(ExecUpgradeNetInit *init, const Netdev *netdev,
                           NetClientState *peer, Error **errp);
+
+/**
+ * exec_upgrade_ledger_add_netdev: a network backend was made
+ * @netdev: its options
+ */
+void exec_upgrade_ledger_add_netdev(const Netdev *netdev);
 
 /**
  * exec_upgrade_netdev_removed: whether a network backend of the command line

@@ -12,6 +12,12 @@
 struct VncDisplay;
 struct RedsState;
 
+/* The stage of VNC, in ui/vnc-exec-upgrade.c.inc */
+extern const struct ExecUpgradeStage exec_upgrade_stage_vnc;
+
+/* That of SPICE, set when its code is there, which may be a module */
+extern const struct ExecUpgradeStage *exec_upgrade_spice;
+
 /**
  * exec_upgrade_vnc_open: adopt a VNC server's listening sockets and password
  * @vd: the server, complete but for these

@@ -1,0 +1,329 @@
+/*
+ * Exec-upgrade: the sequence in the old process
+ *
+ *     check, prepare, quiesce, save, inactivate, exec
+ *
+ * Whatever fails before exec is undone, and the guest goes on here.
+ *
+ * SPDX-License-Identifier: GPL-2.0-or-later
+ */
+
+#include "qemu/osdep.h"
+#include <sys/syscall.h>
+#include "block/aio.h"
+#include "migration/exec-upgrade-owners.h"
+#include "qapi/error.h"
+#include "qemu/coroutine.h"
+#include "qemu/cutils.h"
+#include "qemu/error-report.h"
+#include "qemu/main-loop.h"
+#include "qemu/timer.h"
+#include "sysemu/cpus.h"
+#include "sysemu/cpu-timers.h"
+#include "sysemu/runstate.h"
+#include "migration/exec-upgrade/block/block.h"
+#include "migration/exec-upgrade/handover/handover.h"
+#include "migration/exec-upgrade/trace.h"
+
+/* How often the main loop may get in between, before we give up */
+#define QUIESCE_TRIES 20
+
+/*
+ * Check
+ */
+
+strList *exec_upgrade_find_blockers(void)
+{
+    strList *blockers = NULL;
+
+    if (!exec_upgrade_enabled()) {
+        exec_upgrade_add_blocker(&blockers, "the machine was started with "
+                                 "exec-upgrade=off");
+        /* Nothing was prepared for it, which is no news to the user */
+        return blockers;
+    }
+    switch (exec_upgrade_runstate()) {
+    case RUN_STATE_RUNNING:
+    case RUN_STATE_PAUSED:
+    case RUN_STATE_PRELAUNCH:
+    case RUN_STATE_SUSPENDED:
+    case RUN_STATE_IO_ERROR:
+    case RUN_STATE_SHUTDOWN:
+    case RUN_STATE_WATCHDOG:
+    case RUN_STATE_GUEST_PANICKED:
+        break;
+    default:
+        exec_upgrade_add_blocker(&blockers, "the guest's run state is '%s'",
+                                 RunState_str(exec_upgrade_runstate()));
+    }
+    for (int i = 0; exec_upgrade_stages[i]; i++) {
+        if (exec_upgrade_stages[i]->check) {
+            exec_upgrade_stages[i]->check(&blockers);
+        }
+    }
+    return blockers;
+}
+
+/* Takes the ownership of @blockers */
+static bool no_blockers(strList *blockers, const char *where, Error **errp)
+{
+    g_autoptr(GString) all = g_string_new(NULL);
+
+    for (strList *e = blockers; e; e = e->next) {
+        g_string_append_printf(all, "%s%s", e == blockers ? "" : "; ",
+                               e->value);
+    }
+    qapi_free_strList(blockers);
+    if (all->len) {
+        error_setg(errp, "exec-upgrade: %s%s", where, all->str);
+        return false;
+    }
+    return true;
+}
+
+static bool check_request(const ExecUpgradeRequest *req, Error **errp)
+{
+    strList *blockers = NULL;
+
+    if (!no_blockers(exec_upgrade_find_blockers(), "", errp)) {
+        return false;
+    }
+    if (!req->check_argv) {
+        return true;
+    }
+    return req->check_argv(req->argv, &blockers, errp) &&
+           no_blockers(blockers, "arguments: ", errp);
+}
+
+/*
+ * Quiesce and its reverse
+ */
+
+typedef struct ExecUpgradePause {
+    RunState run_state;
+    int64_t start;
+} ExecUpgradePause;
+
+static bool pause_guest(ExecUpgradePause *pause, Error **errp)
+{
+    int ret;
+
+    pause->run_state = exec_upgrade_runstate();
+    pause->start = g_get_monotonic_time();
+
+    if (pause->run_state == RUN_STATE_SUSPENDED) {
+        /* vm_stop() would leave both its clock and its devices running */
+        cpu_disable_ticks();
+        pause_all_vcpus();
+        vm_state_notify(false, RUN_STATE_SUSPENDED);
+    }
+    ret = vm_stop(RUN_STATE_PAUSED);
+    if (ret < 0) {
+        error_setg_errno(errp, -ret, "exec-upgrade: can't flush the images");
+        return false;
+    }
+    return exec_upgrade_block_quiesce(errp);
+}
+
+/*
+ * Save and exec
+ */
+
+static void undo_stages(int count)
+{
+    /* A stage may close what it carried for the handoff only */
+    exec_upgrade_fds_restore();
+    while (count-- > 0) {
+        if (exec_upgrade_stages[count]->undo) {
+            exec_upgrade_stages[count]->undo();
+        }
+    }
+}
+
+static bool save_stages(ExecUpgradeHandoff *h, Error **errp)
+{
+    for (int i = 0; exec_upgrade_stages[i]; i++) {
+        if (exec_upgrade_stages[i]->save &&
+            !exec_upgrade_stages[i]->save(h, errp)) {
+            undo_stages(i);
+            return false;
+        }
+    }
+    return true;
+}
+
+static int stage_count(void)
+{
+    int i = 0;
+
+    while (exec_upgrade_stages[i]) {
+        i++;
+    }
+    return i;
+}
+
+/* Returns only if it fails */
+static void exec_binary(int binary_fd, char **argv, int handoff_fd,
+                        Error **errp)
+{
+    g_autofree char *number = g_strdup_printf("%d", handoff_fd);
+    sigset_t all, old;
+
+    setenv(EXEC_UPGRADE_ENV, number, true);
+
+    /* A signal must not find the new process before its handlers stand */
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+
+    if (exec_upgrade_fds_inherit(errp)) {
+        syscall(SYS_execveat, binary_fd, "", argv, environ, AT_EMPTY_PATH);
+        error_setg_errno(errp, errno, "exec-upgrade: can't execute the new "
+                         "binary");
+    }
+
+    pthread_sigmask(SIG_SETMASK, &old, NULL);
+    unsetenv(EXEC_UPGRADE_ENV);
+}
+
+/* A guest without its images must not go on */
+static void reactivate(ExecUpgradePause *pause)
+{
+    Error *err = NULL;
+
+    if (!exec_upgrade_block_reactivate(&err)) {
+        error_report_err(err);
+        pause->run_state = RUN_STATE_PAUSED;
+    }
+}
+
+/* An upgrade, and where to leave the answer if it fails */
+typedef struct ExecUpgradeAttempt {
+    const ExecUpgradeRequest *req;
+    ExecUpgradePhaseList *phases;
+    Coroutine *co;
+    int tries;
+    Error *err;
+} ExecUpgradeAttempt;
+
+/* Guest paused.  Returns only if it fails; then all is undone. */
+static void save_and_exec(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
+{
+    g_autoptr(ExecUpgradeHandoff) h = g_new0(ExecUpgradeHandoff, 1);
+    int64_t start = pause->start;
+    int handoff_fd;
+
+    h->format = EXEC_UPGRADE_FORMAT;
+    h->from = exec_upgrade_version();
+    h->binary = g_strdup(a->req->path);
+    h->count = exec_upgrade_count() + 1;
+    h->pause_start = pause->start;
+    h->run_state = pause->run_state;
+    h->phases = g_steal_pointer(&a->phases);
+    exec_upgrade_phase_end(&h->phases, "quiesce", &start);
+
+    if (!save_stages(h, &a->err)) {
+        exec_upgrade_fds_restore();
+        return;
+    }
+    exec_upgrade_phase_end(&h->phases, "save", &start);
+
+    if (!exec_upgrade_block_inactivate(&a->err)) {
+        goto undo;
+    }
+    for (int i = 0; exec_upgrade_stages[i]; i++) {
+        if (exec_upgrade_stages[i]->close) {
+            exec_upgrade_stages[i]->close(h);
+        }
+    }
+    exec_upgrade_phase_end(&h->phases, "inactivate", &start);
+
+    h->exec_start = start;
+    handoff_fd = exec_upgrade_handoff_write(h, &a->err);
+    if (handoff_fd >= 0) {
+        trace_exec_upgrade_exec(a->req->path);
+        exec_binary(a->req->binary_fd, a->req->argv, handoff_fd, &a->err);
+        close(handoff_fd);
+    }
+undo:
+    reactivate(pause);
+    undo_stages(stage_count());
+    exec_upgrade_fds_restore();
+}
+
+/* The guest goes on in this process */
+static void give_up(const ExecUpgradePause *pause)
+{
+    exec_upgrade_guest_resume(pause->run_state);
+    exec_upgrade_exports_release();
+}
+
+static void upgrade_bh(void *opaque);
+
+/*
+ * In the context that only the main loop itself polls: what another command
+ * is doing, and polls the other one for, would be lost with its stack.
+ */
+static void upgrade_schedule(ExecUpgradeAttempt *a)
+{
+    aio_bh_schedule_oneshot(iohandler_get_aio_context(), upgrade_bh, a);
+}
+
+/* Outside of any coroutine */
+static void upgrade_bh(void *opaque)
+{
+    ExecUpgradeAttempt *a = opaque;
+    ExecUpgradePause pause;
+
+    /* The guest ran since they were looked for */
+    if (!check_request(a->req, &a->err) ||
+        !exec_upgrade_exports_hold(&a->err)) {
+        goto out;
+    }
+    if (!pause_guest(&pause, &a->err)) {
+        give_up(&pause);
+        goto out;
+    }
+    if (exec_upgrade_runstate_request_pending()) {
+        /* A reset, shutdown, …: it is the main loop's to act on */
+        give_up(&pause);
+        if (++a->tries < QUIESCE_TRIES) {
+            upgrade_schedule(a);
+            return;
+        }
+        error_setg(&a->err, "exec-upgrade: the guest keeps asking for a "
+                   "reset, shutdown or stop");
+        goto out;
+    }
+    save_and_exec(a, &pause);
+    give_up(&pause);
+out:
+    if (a->co) {
+        aio_co_wake(a->co);
+    }
+}
+
+void exec_upgrade_execute(const ExecUpgradeRequest *req, Error **errp)
+{
+    ExecUpgradeAttempt a = { .req = req };
+    int64_t start = req->start;
+
+    if (!check_request(req, &a.err)) {
+        goto out;
+    }
+    exec_upgrade_phase_end(&a.phases, "check", &start);
+
+    if (exec_upgrade_block_prepare(&a.err)) {
+        exec_upgrade_phase_end(&a.phases, "prepare", &start);
+        if (qemu_in_coroutine()) {
+            a.co = qemu_coroutine_self();
+            upgrade_schedule(&a);
+            qemu_coroutine_yield();
+        } else {
+            a.tries = QUIESCE_TRIES - 1;
+            upgrade_bh(&a);
+        }
+    }
+out:
+    qapi_free_ExecUpgradePhaseList(a.phases);
+    error_propagate(errp, a.err);
+}
