@@ -13,6 +13,7 @@ Checked in the text of the files, not by the compiler:
 - Code of ours beside QEMU's own files (*.c.inc), and stubs, include core's
   header and public ones; QEMU's own files and the public headers, only public
   ones.
+- QEMU's libraries, which other programs have, too, use nothing of migration.
 """
 
 import os
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parent.parent
 HOUSE = 'migration/exec-upgrade'
 # From bottom to top
 LAYERS = ('core', 'block', 'carry', 'ledger', 'handover', 'command')
+# QEMU's libraries, with what the project adds to them
+LIBRARY = re.compile(r'(include/)?(util|qemu|io|crypto|qom|qobject|qapi/qmp)/')
 # Of the whole house
 COMMON = (f'{HOUSE}/trace.h',)
 
@@ -112,6 +115,8 @@ class House:
         found = []
         for file in self.files.values():
             found += self._includes(file)
+            if LIBRARY.match(file.path):
+                found += self._library(file)
             if file.layer and file.layer not in LAYERS:
                 found.append(f'{file.path}:1: folder {file.layer} has no '
                              f'place among {", ".join(LAYERS)}')
@@ -154,11 +159,27 @@ class House:
                        f'below it')
 
     def _hooks(self, patch):
+        path = ''
         for number, line in enumerate(patch.read_text().splitlines(), 1):
-            match = INCLUDE.match(line[1:]) if line[:1] == '+' else None
-            if match and match.group(1).startswith(HOUSE + '/'):
-                yield (f'{patch.relative_to(self.root)}:{number}: has a file '
-                       f"of QEMU's include {match.group(1)}")
+            where = f'{patch.relative_to(self.root)}:{number}'
+            if line.startswith('+++ '):
+                path = line.partition('/')[2]
+            elif line.startswith('+'):
+                for _, name in File(path, line[1:]).includes():
+                    if name.startswith(HOUSE + '/'):
+                        yield f'{where}: has {path} include {name}'
+                if LIBRARY.match(path):
+                    for problem in self._library(File(path, line[1:])):
+                        yield f'{where}: {problem}'
+
+    def _library(self, file):
+        for line, name in file.includes():
+            if name.startswith('migration/'):
+                yield f'{file.path}:{line}: a library, includes {name}'
+        for line, name in file.uses():
+            if name in self.owner:
+                yield (f'{file.path}:{line}: a library, uses {name} of '
+                       f'{self.owner[name].path}')
 
     def _uses(self, file):
         for line, name in file.uses():
@@ -298,7 +319,7 @@ class SelfTest(unittest.TestCase):
                     f'is not below it',
                     f'net/a.c.inc:1: includes {HOUSE}/carry/carry.h, which '
                     f'is not below it',
-                    f"hooks/7.2/net.patch:2: has a file of QEMU's include "
+                    f'hooks/7.2/net.patch:2: has net/net.c include '
                     f'{HOUSE}/core/core.h'],
                    files={'net/a.c.inc':
                           f'#include "{HOUSE}/carry/carry.h"\n',
@@ -307,6 +328,17 @@ class SelfTest(unittest.TestCase):
                           'hooks/7.2/net.patch':
                           f'+++ b/net/net.c\n+#include "{HOUSE}/core/core.h"\n'
                           })
+
+    def test_library(self):
+        self.check(['io/a.c:1: a library, includes migration/exec-upgrade.h',
+                    f'io/a.c:2: a library, uses exec_upgrade_ground of '
+                    f'{HOUSE}/core/core.c',
+                    f'hooks/7.2/io.patch:2: util/a.c:1: a library, uses '
+                    f'exec_upgrade_ground of {HOUSE}/core/core.c'],
+                   files={'io/a.c': '#include "migration/exec-upgrade.h"\n'
+                                    'int a = exec_upgrade_ground();\n',
+                          'hooks/7.2/io.patch':
+                          '+++ b/util/a.c\n+    exec_upgrade_ground();\n'})
 
     def test_declared_below(self):
         self.check([f'{HOUSE}/core/core.h:2: declares exec_upgrade_net, which '

@@ -6,14 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "block/exec-upgrade.h"
-#include "io/channel-exec-upgrade.h"
 
 void exec_upgrade_export_added(const BlockExportOptions *options)
 {
-}
-
-int exec_upgrade_listener_open(QIONetListener *listener, SocketAddress *addr,
-                               int backlog, Error **errp)
-{
-    return qio_net_listener_open_sync(listener, addr, backlog, errp);
 }

@@ -6,17 +6,11 @@
 
 #include "qemu/osdep.h"
 #include "migration/exec-upgrade.h"
-#include "qemu/id.h"
 
 bool exec_upgrade_image_check(const char *path, const struct stat *st,
                               Error **errp)
 {
     return true;
-}
-
-char *exec_upgrade_node_name_generate(void)
-{
-    return id_generate(ID_BLOCK);
 }
 
 bool exec_upgrade_drive_is_made_later(BlockInterfaceType type)

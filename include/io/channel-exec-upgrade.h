@@ -7,22 +7,19 @@
 #ifndef QIO_CHANNEL_EXEC_UPGRADE_H
 #define QIO_CHANNEL_EXEC_UPGRADE_H
 
-#include "crypto/tlssession.h"
 #include "io/channel.h"
 #include "io/net-listener.h"
 
 /**
- * exec_upgrade_listener_open: take over the listening sockets that the
- * previous process had here, or open them
+ * exec_upgrade_listener_open: if it is set, what qio_net_listener_open_sync()
+ * does in place of listening
  * @listener: the listener, without a socket
- * @addr: where to listen
- * @backlog: how many may wait to be accepted
  * @errp: error
  *
- * Takes the place of qio_net_listener_open_sync(), and returns what that does.
+ * Returns what that returns.
  */
-int exec_upgrade_listener_open(QIONetListener *listener, SocketAddress *addr,
-                               int backlog, Error **errp);
+extern int (*exec_upgrade_listener_open)(QIONetListener *listener,
+                                         Error **errp);
 
 /**
  * exec_upgrade_channel_bye: tell the peer that a session ends
@@ -33,8 +30,5 @@ int exec_upgrade_listener_open(QIONetListener *listener, SocketAddress *addr,
  * open, and may not be used for anything but to be closed.
  */
 void exec_upgrade_channel_bye(QIOChannel *ioc);
-
-/* The part of it that is private to crypto/ */
-void exec_upgrade_tls_session_bye(QCryptoTLSSession *session);
 
 #endif

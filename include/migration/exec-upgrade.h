@@ -10,6 +10,7 @@
 #define MIGRATION_EXEC_UPGRADE_H
 
 #include "exec/cpu-common.h"
+#include "qemu/exec-upgrade.h"
 #include "sysemu/blockdev.h"
 
 struct SerialState;
@@ -32,15 +33,6 @@ struct VirtIOSerial;
  * read.
  */
 void exec_upgrade_init(char **argv);
-
-/**
- * exec_upgrade_adopting: whether this process is still taking over a guest
- *
- * True from exec_upgrade_init() until the guest can go on.  Until then
- * nothing may be read from a carried connection, or written to the guest's
- * memory or images.
- */
-bool exec_upgrade_adopting(void);
 
 /**
  * exec_upgrade_saving_devices: whether device state is being saved for an
@@ -80,18 +72,6 @@ bool exec_upgrade_add_fd_adopted(int fd, int64_t fdset_id);
  * @fd: the descriptor; becomes ours
  */
 void exec_upgrade_keep_add_fd(int fd);
-
-/**
- * exec_upgrade_thread_retry: whether to try again to create a thread
- * @name: its name
- * @err: what pthread_create(3) has returned
- *
- * Returns true, after a short wait, in a process that is adopting a guest and
- * that has been refused a thread for want of memory or numbers: the host may
- * have run short for a moment, and the guest would be lost.  Standard error
- * has a line of it if that lasts.
- */
-bool exec_upgrade_thread_retry(const char *name, int err);
 
 /**
  * exec_upgrade_defer_mlock: put off locking all memory until the guest runs
@@ -251,14 +231,6 @@ void exec_upgrade_block_backend_release(BlockBackend *blk);
 bool exec_upgrade_block_backend_held_busy(BlockBackend *blk);
 
 /**
- * exec_upgrade_node_name_generate: make a name for a block node
- *
- * Takes the place of id_generate(); no node has the name, which the caller
- * frees.
- */
-char *exec_upgrade_node_name_generate(void);
-
-/**
  * exec_upgrade_block_graph_open: open the block nodes that the previous
  * process had, if there was one; exits if that fails
  *
@@ -341,14 +313,6 @@ bool exec_upgrade_vmgenid_adopt(struct VmGenIdState *vms);
  */
 void exec_upgrade_numa_changed(void);
 
-/**
- * exec_upgrade_property_set: a command has set a property
- * @obj: its object
- * @name: the property
- * @done: false if that was refused
- */
-void exec_upgrade_property_set(Object *obj, const char *name, bool done);
-
 /*
  * The ledger of what commands have made, and what they have deleted
  */
@@ -363,16 +327,6 @@ struct ObjectOptions;
  */
 void exec_upgrade_ledger_add_device(DeviceState *dev, const QDict *options,
                                     bool typed);
-
-/**
- * exec_upgrade_ledger_add_object: an object was made
- * @obj: the object, or NULL if it could not be made after all
- * @type: its type
- * @id: its id
- * @properties: its properties, as for object-add
- */
-void exec_upgrade_ledger_add_object(Object *obj, const char *type,
-                                    const char *id, const QDict *properties);
 
 /**
  * exec_upgrade_ledger_anon_number: number of a device without an id

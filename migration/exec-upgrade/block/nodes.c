@@ -6,20 +6,7 @@
 
 #include "qemu/osdep.h"
 #include "block/block_int.h"
-#include "qemu/id.h"
 #include "migration/exec-upgrade/block/block.h"
-
-char *exec_upgrade_node_name_generate(void)
-{
-    char *name = id_generate(ID_BLOCK);
-
-    /* Names that were carried came from the counter of another process */
-    while (bdrv_find_node(name)) {
-        g_free(name);
-        name = id_generate(ID_BLOCK);
-    }
-    return name;
-}
 
 char *exec_upgrade_node_name_public(const BlockDriverState *bs)
 {

@@ -23,11 +23,6 @@
 #include "sysemu/watchdog.h"
 #include "migration/exec-upgrade/carry/carry.h"
 
-/* How long, and how often, a new process tries to create its threads */
-#define THREAD_PATIENCE_US (10 * G_USEC_PER_SEC)
-#define THREAD_SILENCE_US  (100 * 1000)
-#define THREAD_RETRY_US    (10 * 1000)
-
 static struct {
     /* Set of descriptors that the launcher left open for us */
     GHashTable *inherited;
@@ -321,30 +316,6 @@ void exec_upgrade_process_ready(void)
         close(g_array_index(process.add_fds, int, i));
     }
     g_clear_pointer(&process.add_fds, g_array_unref);
-}
-
-bool exec_upgrade_thread_retry(const char *name, int err)
-{
-    static int64_t start;
-    static bool told;
-    int64_t waited;
-
-    /* The first thread is created before main(), and error_report() works */
-    if (err != EAGAIN ||
-        (!exec_upgrade_adopting() && !getenv(EXEC_UPGRADE_ENV))) {
-        return false;
-    }
-    if (!start) {
-        start = g_get_monotonic_time();
-    }
-    waited = g_get_monotonic_time() - start;
-    if (waited > THREAD_SILENCE_US && !told) {
-        told = true;
-        fprintf(stderr, "qemu: exec-upgrade: can't create thread '%s': %s; "
-                "trying again\n", name, strerror(err));
-    }
-    g_usleep(THREAD_RETRY_US);
-    return waited < THREAD_PATIENCE_US;
 }
 
 bool exec_upgrade_defer_mlock(void)

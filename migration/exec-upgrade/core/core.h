@@ -14,9 +14,6 @@
 #define EXEC_UPGRADE_FORMAT     5
 #define EXEC_UPGRADE_FORMAT_MIN 5
 
-/* Environment variable with the number of the handoff's descriptor */
-#define EXEC_UPGRADE_ENV "QEMU_EXEC_UPGRADE_HANDOFF"
-
 /**
  * ExecUpgradeStage: one thing that is carried across
  *
@@ -204,8 +201,8 @@ bool exec_upgrade_listener_adopt(struct QIONetListener *listener,
 void exec_upgrade_listener_own(struct QIONetListener *listener);
 
 /*
- * exec_upgrade_listener_carried: have exec_upgrade_listener_open() take over
- * @fds from now on, or none if NULL
+ * exec_upgrade_listener_carried: have qio_net_listener_open_sync() take over
+ * @fds from now on, or listen if NULL
  */
 void exec_upgrade_listener_carried(const ExecUpgradeFdList *fds);
 

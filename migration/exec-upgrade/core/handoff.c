@@ -31,11 +31,6 @@ char *exec_upgrade_version(void)
     return g_strdup(QEMU_FULL_VERSION);
 }
 
-bool exec_upgrade_adopting(void)
-{
-    return handoff;
-}
-
 const ExecUpgradeHandoff *exec_upgrade_handoff(void)
 {
     return handoff;
@@ -44,6 +39,7 @@ const ExecUpgradeHandoff *exec_upgrade_handoff(void)
 void exec_upgrade_handoff_set(const ExecUpgradeHandoff *h)
 {
     handoff = h;
+    exec_upgrade_set_adopting(h);
 }
 
 int exec_upgrade_handoff_write(ExecUpgradeHandoff *h, Error **errp)

@@ -12,7 +12,7 @@
 #include "io/net-listener.h"
 #include "migration/exec-upgrade/core/core.h"
 
-/* What exec_upgrade_listener_open() is to take over; NULL to open as ever */
+/* What qio_net_listener_open_sync() is to take over */
 static const ExecUpgradeFdList *carried;
 
 ExecUpgradeFdList *exec_upgrade_listener_save(QIONetListener *listener)
@@ -55,21 +55,18 @@ void exec_upgrade_listener_own(QIONetListener *listener)
     }
 }
 
-void exec_upgrade_listener_carried(const ExecUpgradeFdList *fds)
+static int open_carried(QIONetListener *listener, Error **errp)
 {
-    carried = fds;
-}
-
-int exec_upgrade_listener_open(QIONetListener *listener, SocketAddress *addr,
-                               int backlog, Error **errp)
-{
-    if (!carried) {
-        return qio_net_listener_open_sync(listener, addr, backlog, errp);
-    }
     if (!exec_upgrade_listener_adopt(listener, carried, "listening socket",
                                      errp)) {
         return -1;
     }
     exec_upgrade_listener_own(listener);
     return 0;
+}
+
+void exec_upgrade_listener_carried(const ExecUpgradeFdList *fds)
+{
+    carried = fds;
+    exec_upgrade_listener_open = fds ? open_carried : NULL;
 }

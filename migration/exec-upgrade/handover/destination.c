@@ -43,6 +43,8 @@ void exec_upgrade_init(char **argv)
     int fd;
 
     exec_upgrade_process_init();
+    exec_upgrade_ledger_init();
+    exec_upgrade_properties_init();
     exec_upgrade_launch_note(argv);
     if (!env) {
         return;

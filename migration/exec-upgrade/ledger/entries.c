@@ -18,6 +18,7 @@
 #include "qapi/qapi-visit-net.h"
 #include "qapi/qmp/qdict.h"
 #include "qapi/qobject-output-visitor.h"
+#include "qom/exec-upgrade.h"
 #include "migration/exec-upgrade/ledger/ledger.h"
 #include "migration/exec-upgrade/trace.h"
 
@@ -181,8 +182,8 @@ void exec_upgrade_ledger_add_device(DeviceState *dev, const QDict *options,
               qdict_clone_shallow(options), typed);
 }
 
-void exec_upgrade_ledger_add_object(Object *obj, const char *type,
-                                    const char *id, const QDict *properties)
+static void add_object(Object *obj, const char *type, const char *id,
+                       const QDict *properties)
 {
     QDict *options;
 
@@ -193,6 +194,11 @@ void exec_upgrade_ledger_add_object(Object *obj, const char *type,
     qdict_put_str(options, "qom-type", type);
     qdict_put_str(options, "id", id);
     entry_add(EXEC_UPGRADE_LEDGER_KIND_OBJECT, id, obj, options, true);
+}
+
+void exec_upgrade_ledger_init(void)
+{
+    exec_upgrade_on_object_added = add_object;
 }
 
 void exec_upgrade_ledger_add_netdev(const Netdev *netdev)

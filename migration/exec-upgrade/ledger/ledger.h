@@ -36,6 +36,13 @@ ExecUpgradeCommandList *exec_upgrade_configuration_query(void);
 void exec_upgrade_configuration_note(void);
 
 /*
+ * exec_upgrade_ledger_init, exec_upgrade_properties_init: note from now on what
+ * objects commands make, and what properties they set
+ */
+void exec_upgrade_ledger_init(void);
+void exec_upgrade_properties_init(void);
+
+/*
  * Entries
  */
 

@@ -12,6 +12,7 @@
 #include "qapi/error.h"
 #include "qapi/qmp/qnull.h"
 #include "qemu/error-report.h"
+#include "qom/exec-upgrade.h"
 #include "qom/object.h"
 #include "qom/qom-qobject.h"
 #include "sysemu/dirtylimit.h"
@@ -82,13 +83,18 @@ static void note(char *path, const char *name)
     g_ptr_array_add(properties, set);
 }
 
-void exec_upgrade_property_set(Object *obj, const char *name, bool done)
+static void note_set(Object *obj, const char *name, bool done)
 {
     char *path = done ? object_get_canonical_path(obj) : NULL;
 
     if (path) {
         note(path, name);
     }
+}
+
+void exec_upgrade_properties_init(void)
+{
+    exec_upgrade_on_property_set = note_set;
 }
 
 static bool is_readable(const SetProperty *set)

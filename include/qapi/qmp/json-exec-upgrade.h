@@ -4,8 +4,8 @@
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
 
-#ifndef MIGRATION_EXEC_UPGRADE_JSON_H
-#define MIGRATION_EXEC_UPGRADE_JSON_H
+#ifndef QAPI_QMP_JSON_EXEC_UPGRADE_H
+#define QAPI_QMP_JSON_EXEC_UPGRADE_H
 
 #include "qapi/qmp/json-parser.h"
 
