@@ -16,7 +16,9 @@
 /**
  * ChardevExecUpgrade: how the devices of a class are carried across
  *
- * Any function may be NULL.  A class without any is built as at every start.
+ * A class has it as its member exec_upgrade; those derived from it inherit it.
+ * Any function may be NULL.  With none, a device is built as at every start.
+ * Devices of a class without it are refused.
  *
  * @check: append to @blockers why @chr can't be carried
  * @save: put what @chr has into @record, and leave @chr as it is
@@ -43,6 +45,7 @@ extern const ChardevExecUpgrade exec_upgrade_chardev_fd;
 extern const ChardevExecUpgrade exec_upgrade_chardev_msmouse;
 extern const ChardevExecUpgrade exec_upgrade_chardev_mux;
 extern const ChardevExecUpgrade exec_upgrade_chardev_pty;
+extern const ChardevExecUpgrade exec_upgrade_chardev_rebuild;
 extern const ChardevExecUpgrade exec_upgrade_chardev_ringbuf;
 extern const ChardevExecUpgrade exec_upgrade_chardev_socket;
 extern const ChardevExecUpgrade exec_upgrade_chardev_stdio;

@@ -14,22 +14,6 @@
 #include "migration/exec-upgrade/block/block.h"
 
 /*
- * Drivers that find all their state again when they are opened again.
- * Formats that can't be migrated add a migration blocker of their own.
- */
-static const char *const drivers[] = {
-    /* files and devices of this host */
-    "file", "host_device", "host_cdrom", "null-aio", "null-co",
-    /* formats */
-    "bochs", "cloop", "dmg", "luks", "parallels", "qcow", "qcow2", "qed",
-    "raw", "vdi", "vhdx", "vmdk", "vpc",
-    /* filters */
-    "blkdebug", "blklogwrites", "blkverify", "compress", "copy-on-read",
-    "preallocate", "quorum", "throttle",
-    NULL
-};
-
-/*
  * Check
  */
 
@@ -46,7 +30,7 @@ static void node_blockers(BlockDriverState *bs, strList **blockers)
                                  "snapshot (snapshot=on or -snapshot), which "
                                  "can't be opened again",
                                  bdrv_get_device_or_node_name(bs));
-    } else if (!g_strv_contains(drivers, bs->drv->format_name)) {
+    } else if (!bs->drv->reopens_fully) {
         exec_upgrade_add_blocker(blockers, "block node '%s' has the driver "
                                  "'%s', whose state can't be carried",
                                  bs->node_name, bs->drv->format_name);

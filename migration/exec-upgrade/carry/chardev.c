@@ -13,35 +13,6 @@
 #include "migration/exec-upgrade/carry/carry.h"
 #include "qapi/error.h"
 
-/* Built as at every start: there is nothing that could be carried */
-static const ChardevExecUpgrade exec_upgrade_chardev_rebuild;
-
-/*
- * In order: the first type that a device is an instance of.  A device of
- * another type is refused.
- */
-static const struct {
-    const char *type;
-    const ChardevExecUpgrade *ops;
-} exec_upgrade_chardev_types[] = {
-    { TYPE_CHARDEV_FILE, &exec_upgrade_chardev_fd },
-    { TYPE_CHARDEV_MUX, &exec_upgrade_chardev_mux },
-    { TYPE_CHARDEV_NULL, &exec_upgrade_chardev_rebuild },
-    { TYPE_CHARDEV_PIPE, &exec_upgrade_chardev_fd },
-    { TYPE_CHARDEV_PTY, &exec_upgrade_chardev_pty },
-    { TYPE_CHARDEV_RINGBUF, &exec_upgrade_chardev_ringbuf },
-    { TYPE_CHARDEV_SERIAL, &exec_upgrade_chardev_fd },
-    { TYPE_CHARDEV_SOCKET, &exec_upgrade_chardev_socket },
-    { TYPE_CHARDEV_STDIO, &exec_upgrade_chardev_stdio },
-    { TYPE_CHARDEV_UDP, &exec_upgrade_chardev_udp },
-    { "chardev-msmouse", &exec_upgrade_chardev_msmouse },
-    /* Clients of displays: their connections are not the chardev's */
-    { "chardev-spiceport", &exec_upgrade_chardev_rebuild },
-    { "chardev-spicevmc", &exec_upgrade_chardev_rebuild },
-    /* What it shows is for the host's eyes only */
-    { "chardev-vc", &exec_upgrade_chardev_rebuild },
-};
-
 /*
  * Front-ends that have a conversation with the other side as soon as they
  * are realized, which the one that they had can't be continued by.
@@ -53,17 +24,10 @@ static const char *const exec_upgrade_chardev_talkers[] = {
     "usb-redir",
 };
 
+/* NULL: a device of this type is refused */
 static const ChardevExecUpgrade *exec_upgrade_chardev_ops(Chardev *chr)
 {
-    int i;
-
-    for (i = 0; i < ARRAY_SIZE(exec_upgrade_chardev_types); i++) {
-        if (object_dynamic_cast(OBJECT(chr),
-                                exec_upgrade_chardev_types[i].type)) {
-            return exec_upgrade_chardev_types[i].ops;
-        }
-    }
-    return NULL;
+    return CHARDEV_GET_CLASS(chr)->exec_upgrade;
 }
 
 /* QEMU's own ones, such as gdbstub's, are a part of their only user */
