@@ -62,6 +62,7 @@ def places(vm):
 
 def guest_pci(vm):
     """The guest's PCI devices, with their drivers."""
+    vm.agent.settle()
     return vm.agent.sh("cd /sys/bus/pci/devices; "
                        "grep -E '^(DRIVER|PCI_ID)=' */uevent")
 
@@ -465,8 +466,8 @@ def test_virtio_mem(make_vm):
                append='memhp_default_state=online')
 
     def wait_plugged(size):
-        wait_until(lambda: vm.qmp.execute('query-memory-devices')[0]['data']
-                   ['size'] == size)
+        # the event comes later than the change, at most one in a second
+        vm.qmp.wait_event('MEMORY_DEVICE_SIZE_CHANGE', size=size)
     object_add(vm, 'memory-backend-ram', 'm', size=256 * MIB)
     plug(vm, 'virtio-mem-pci', id='vmem', memdev='m',
          **{'requested-size': 128 * MIB})

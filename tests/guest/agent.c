@@ -68,6 +68,11 @@ int open_port(const char *path)
 
 /* Drivers */
 
+/* A device that is always there, to announce that all before it was seen */
+#define SETTLE_DEVICE "/devices/virtual/mem/null"
+
+static unsigned long uevent_settled;
+
 static void run_modprobe(char **aliases, int n)
 {
     char *argv[n + 4];
@@ -95,7 +100,7 @@ static void *uevent_thread(void *arg)
 
     for (;;) {
         char *aliases[64];
-        int n = 0;
+        int n = 0, settled = 0;
 
         poll(&pfd, 1, -1);
         while (n < 64) {
@@ -108,6 +113,7 @@ static void *uevent_thread(void *arg)
             if (strncmp(buf, "add@", 4)) {
                 continue;
             }
+            settled += !strcmp(buf + 4, SETTLE_DEVICE);
             for (char *p = buf; p < buf + len; p += strlen(p) + 1) {
                 if (!strncmp(p, "MODALIAS=", 9)) {
                     aliases[n++] = strdup(p + 9);
@@ -122,6 +128,7 @@ static void *uevent_thread(void *arg)
             }
         }
         pthread_mutex_lock(&uevent_lock);
+        uevent_settled += settled;
         pthread_cond_broadcast(&uevent_seen);
         pthread_mutex_unlock(&uevent_lock);
     }
@@ -261,6 +268,32 @@ static int wait_command(const char *args, FILE *out)
     return access(path, F_OK);
 }
 
+/*
+ * settle: until drivers are loaded for what the kernel has announced.  Twice:
+ * a driver may find more devices.
+ */
+static int settle_command(const char *args, FILE *out)
+{
+    for (int i = 0; i < 2; i++) {
+        FILE *f = fopen("/sys" SETTLE_DEVICE "/uevent", "we");
+        unsigned long before;
+
+        if (!f) {
+            fputs(strerror(errno), out);
+            return -1;
+        }
+        pthread_mutex_lock(&uevent_lock);
+        before = uevent_settled;
+        fputs("add", f);
+        fclose(f);
+        while (uevent_settled == before) {
+            pthread_cond_wait(&uevent_seen, &uevent_lock);
+        }
+        pthread_mutex_unlock(&uevent_lock);
+    }
+    return 0;
+}
+
 static const struct {
     const char *name;
     command_fn *run;
@@ -269,6 +302,7 @@ static const struct {
     { "sh", sh_command },
     { "eject", eject_command },
     { "wait", wait_command },
+    { "settle", settle_command },
     { "mem", mem_command },
     { "disk", disk_command },
     { "lines", lines_command },

@@ -69,6 +69,10 @@ class Agent(LineSocket):
         """Waits until the guest has @path, for example a device's node."""
         self.reply(self.send(f'wait {path} {int(timeout)}'), timeout + 5)
 
+    def settle(self):
+        """Waits until the guest has drivers for all devices that it saw."""
+        self.reply(self.send('settle'))
+
     def check_log(self):
         """Checks that the guest's kernel did not complain."""
         bad = [line for line in self.sh('dmesg').splitlines() if re.search(
