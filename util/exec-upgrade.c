@@ -13,6 +13,7 @@
 #define THREAD_RETRY_US    (10 * 1000)
 
 static bool is_adopting;
+static bool is_stand_in;
 
 bool exec_upgrade_adopting(void)
 {
@@ -22,6 +23,16 @@ bool exec_upgrade_adopting(void)
 void exec_upgrade_set_adopting(bool adopting)
 {
     is_adopting = adopting;
+}
+
+bool exec_upgrade_is_stand_in(void)
+{
+    return is_stand_in;
+}
+
+void exec_upgrade_set_stand_in(void)
+{
+    is_stand_in = true;
 }
 
 bool exec_upgrade_thread_retry(const char *name, int err)

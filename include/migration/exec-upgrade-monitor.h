@@ -9,6 +9,7 @@
 
 #include "block/aio.h"
 #include "chardev/char.h"
+#include "qapi/qapi-emit-events.h"
 #include "qapi/qapi-types-exec-upgrade.h"
 #include "qapi/qmp/qdict.h"
 #include "qemu/typedefs.h"
@@ -124,6 +125,18 @@ void exec_upgrade_qmp_reply(Monitor *mon, QDict *rsp);
  * QMP commands and human-monitor-command don't count either.
  */
 Monitor *exec_upgrade_monitor_busy(Monitor *except);
+
+/**
+ * exec_upgrade_event_is_hidden: whether no client is to be told of an event
+ * @event: the event
+ */
+bool exec_upgrade_event_is_hidden(QAPIEvent event);
+
+/*
+ * exec_upgrade_monitor_hide_pause: whether STOP and RESUME are to be hidden:
+ * who manages leases for a guest's images takes them as the user's
+ */
+void exec_upgrade_monitor_hide_pause(bool hide);
 
 /**
  * exec_upgrade_monitor_events_flush: send events that are held back to limit

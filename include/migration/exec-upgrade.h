@@ -97,6 +97,13 @@ bool exec_upgrade_pidfile_adopt(const char *path);
 void exec_upgrade_machine_ready(void);
 
 /**
+ * exec_upgrade_shutdown: this process is about to end
+ *
+ * Ends a stand-in that is being built, and fails the command for it.
+ */
+void exec_upgrade_shutdown(void);
+
+/**
  * exec_upgrade_machine_class_init: add the machine property
  * @oc: class of TYPE_MACHINE
  */

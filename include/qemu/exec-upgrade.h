@@ -10,6 +10,9 @@
 /* Environment variable with the number of the handoff's descriptor */
 #define EXEC_UPGRADE_ENV "QEMU_EXEC_UPGRADE_HANDOFF"
 
+/* The same with that of a stand-in's socket to its parent */
+#define EXEC_UPGRADE_CHANNEL_ENV "QEMU_EXEC_UPGRADE_CHANNEL"
+
 /**
  * exec_upgrade_adopting: whether this process is still taking over a guest
  *
@@ -21,6 +24,17 @@ bool exec_upgrade_adopting(void);
 
 /* exec_upgrade_set_adopting: it is, or not any more; for migration/ only */
 void exec_upgrade_set_adopting(bool adopting);
+
+/**
+ * exec_upgrade_is_stand_in: whether this process is the stand-in of another
+ *
+ * The guest is the other one's.  Nothing outside of this process may change:
+ * no guest memory, image, lock, socket, terminal, or file's name.
+ */
+bool exec_upgrade_is_stand_in(void);
+
+/* exec_upgrade_set_stand_in: it is; for migration/ only */
+void exec_upgrade_set_stand_in(void);
 
 /**
  * exec_upgrade_thread_retry: whether to try again to create a thread

@@ -31,10 +31,11 @@ bool exec_upgrade_vnc_open(struct VncDisplay *vd, Error **errp);
  * exec_upgrade_spice_open: adopt the SPICE server's listening socket
  * @server: the server, not initialized yet
  * @port: its port; set to 0 if it need not be opened
+ * @tls_port: that for TLS, likewise
  * @flags: SPICE_ADDR_FLAG_...; set to 0 likewise
  */
 void exec_upgrade_spice_open(struct RedsState *server, int *port,
-                             int *flags);
+                             int *tls_port, int *flags);
 
 /**
  * exec_upgrade_spice_watch: libspice-server watches a descriptor

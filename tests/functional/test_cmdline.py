@@ -511,13 +511,6 @@ def test_command_line_and_environment_stay(boot):
         len(environment) + 2
 
 
-def test_rehearse_can_be_turned_off(boot):
-    vm = boot()
-    with guest_lives_on(vm):
-        vm.upgrade(rehearse=False)
-        vm.upgrade(rehearse=True)
-
-
 # The command's other sides
 
 def test_hmp(boot, setup):

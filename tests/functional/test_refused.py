@@ -282,7 +282,12 @@ ARGUMENTS = {
     'binary-bare-name': ({'binary': 'qemu-system-x86_64'},
                          'qemu-system-x86_64'),
     'binary-too-long': ({'binary': '/x' * 5000}, '/x/x'),
-    'rehearse-no-bool': ({'rehearse': 'yes'}, 'rehearse'),
+    'dry-run-no-bool': ({'dry-run': 'yes'}, 'dry-run'),
+    'max-pause-zero': ({'dry-run': True, 'max-pause': 0}, 'max-pause'),
+    'max-pause-huge': ({'dry-run': True, 'max-pause': 1 << 32}, 'max-pause'),
+    'max-pause-alone': ({'max-pause': 500}, 'dry-run'),
+    'timeout-negative': ({'dry-run': True, 'timeout': -1}, 'timeout'),
+    'timeout-alone': ({'timeout': 5}, 'dry-run'),
 }
 
 

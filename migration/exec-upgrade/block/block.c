@@ -94,7 +94,7 @@ static bool block_save(ExecUpgradeHandoff *h, Error **errp)
     exec_upgrade_block_note_save(h);
     exec_upgrade_block_graph_save(h);
     exec_upgrade_drives_save(h);
-    return exec_upgrade_bitmaps_save(h, errp);
+    return h->plan || exec_upgrade_bitmaps_save(h, errp);
 }
 
 static bool block_load(const ExecUpgradeHandoff *h, Error **errp)

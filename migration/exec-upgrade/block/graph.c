@@ -392,6 +392,14 @@ static bool node_compare(const ExecUpgradeBlockNode *node, Error **errp)
      * A host's removable medium comes and goes.  What the guest sees keeps its
      * size, but a file below grows when bitmaps are stored in it.
      */
+    if (exec_upgrade_is_stand_in()) {
+        /* The guest went on writing since the node was opened */
+        AioContext *ctx = bdrv_get_aio_context(bs);
+
+        aio_context_acquire(ctx);
+        refresh_total_sectors(bs, bs->total_sectors);
+        aio_context_release(ctx);
+    }
     size = bdrv_getlength(bs);
     if (!bs->drv->has_variable_length &&
         (size < node->size || (is_shown(bs) && size != node->size))) {

@@ -78,6 +78,9 @@ static bool device_state_save(ExecUpgradeHandoff *h, Error **errp)
     QEMUFile *f;
     int ret;
 
+    if (h->plan) {
+        return true;
+    }
     state_fd = exec_upgrade_memfd_create("exec-upgrade-state",
                                          MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (state_fd < 0) {
@@ -96,16 +99,21 @@ static bool device_state_save(ExecUpgradeHandoff *h, Error **errp)
         device_state_undo();
         return false;
     }
+    h->has_state = true;
     h->state = exec_upgrade_fd_carry(state_fd);
     return true;
 }
 
 static bool device_state_load(const ExecUpgradeHandoff *h, Error **errp)
 {
-    int fd = exec_upgrade_fd_adopt(h->state, "the device state", errp);
     QEMUFile *f;
-    int ret;
+    int ret, fd;
 
+    if (!h->has_state) {
+        error_setg(errp, "exec-upgrade: there is no device state");
+        return false;
+    }
+    fd = exec_upgrade_fd_adopt(h->state, "the device state", errp);
     if (fd < 0 || !exec_upgrade_check_sealed(fd, "the device state", errp)) {
         return false;
     }

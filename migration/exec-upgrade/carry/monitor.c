@@ -339,8 +339,7 @@ static bool output_save(Monitor *mon, ExecUpgradeMonitor *m, Error **errp)
     if (!mon->outbuf->len) {
         return true;
     }
-    /* Only for the next process: there is no FD_CLOEXEC to be restored */
-    fd = exec_upgrade_memfd_create("exec-upgrade-output", 0);
+    fd = exec_upgrade_memfd_create("exec-upgrade-output", MFD_CLOEXEC);
     if (fd < 0) {
         error_setg_errno(errp, errno, "can't create memfd");
         return false;
@@ -444,7 +443,9 @@ static bool monitor_save(ExecUpgradeHandoff *h, Error **errp)
     Monitor *mon;
     QObject *req;
 
-    exec_upgrade_monitor_events_flush();
+    if (!h->plan) {
+        exec_upgrade_monitor_events_flush();
+    }
     monitors.memfds = g_array_new(false, false, sizeof(int));
 
     QEMU_LOCK_GUARD(&monitor_lock);

@@ -122,6 +122,13 @@ bool exec_upgrade_skip_option(int index)
     case QEMU_OPTION_S:
     case QEMU_OPTION_preconfig:
         return exec_upgrade_adopting();
+    case QEMU_OPTION_D:
+    case QEMU_OPTION_d:
+    case QEMU_OPTION_gdb:
+    case QEMU_OPTION_s:
+    case QEMU_OPTION_trace:
+        /* Their files and sockets are in use */
+        return exec_upgrade_is_stand_in();
     default:
         return false;
     }
@@ -295,6 +302,10 @@ static bool process_load(const ExecUpgradeHandoff *h, Error **errp)
     qmp_watchdog_set_action(p->watchdog, &error_abort);
     exec_upgrade_set_wakeup_reasons(p->wakeup_reasons);
 
+    if (exec_upgrade_is_stand_in()) {
+        /* All are blocked: they are the other process's to act on */
+        return true;
+    }
     signals_to_set(p->signals, &set);
     pthread_sigmask(SIG_SETMASK, &set, NULL);
     return true;

@@ -92,7 +92,7 @@ static void scsi_check(strList **blockers)
 
 static bool scsi_save(ExecUpgradeHandoff *h, Error **errp)
 {
-    g_autofree char *why = uncarried();
+    g_autofree char *why = h->plan ? NULL : uncarried();
 
     if (why) {
         error_setg(errp, "exec-upgrade: %s: try again", why);

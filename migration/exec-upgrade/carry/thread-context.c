@@ -81,7 +81,7 @@ static bool thread_context_save(ExecUpgradeHandoff *h, Error **errp)
     return true;
 }
 
-static bool thread_context_load(const ExecUpgradeHandoff *h, Error **errp)
+static bool thread_context_build(const ExecUpgradeHandoff *h, Error **errp)
 {
     strList *names = NULL;
     bool ok = true;
@@ -99,5 +99,5 @@ const ExecUpgradeStage exec_upgrade_stage_thread_context = {
     .name = "thread-context",
     .check = thread_context_check,
     .save = thread_context_save,
-    .load = thread_context_load,
+    .build = thread_context_build,
 };

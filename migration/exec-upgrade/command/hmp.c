@@ -19,7 +19,8 @@ void hmp_exec_upgrade(Monitor *mon, const QDict *qdict)
 
     /* If it works, the new process answers: exec_upgrade_monitor_reply() */
     exec_upgrade_monitor_ask(mon);
-    qmp_exec_upgrade(binary != NULL, binary, false, NULL, false, false, &err);
+    qmp_exec_upgrade(binary != NULL, binary, false, NULL, false, false,
+                     false, 0, false, 0, &err);
     exec_upgrade_monitor_ask_done(mon);
     hmp_handle_error(mon, err);
 }

@@ -14,6 +14,10 @@
 #include "migration/exec-upgrade/handover/handover.h"
 #include "migration/exec-upgrade/ledger/ledger.h"
 
+/* Defaults of a dry run, in milliseconds and seconds */
+#define MAX_PAUSE_MS 1000
+#define TIMEOUT_S    60
+
 static struct {
     bool in_progress;
     char *last_error;
@@ -52,47 +56,85 @@ static char **build_argv(bool has_arguments, strList *arguments)
     return (char **)g_ptr_array_free(g_steal_pointer(&argv), false);
 }
 
-/* Returns only if it fails */
-static void upgrade_or_fail(const char *binary, bool has_arguments,
-                            strList *arguments, Error **errp)
+/* Returns only if it fails, or the result of a dry run */
+static ExecUpgradeResult *execute(const char *binary, bool has_arguments,
+                                  strList *arguments, bool dry_run,
+                                  uint32_t max_pause, uint32_t timeout,
+                                  Error **errp)
 {
     ExecUpgradeRequest req = {
         .binary_fd = -1,
         .check_argv = has_arguments ? exec_upgrade_arguments_check : NULL,
+        .dry_run = dry_run,
+        .max_pause = max_pause * INT64_C(1000),
+        .timeout = timeout * INT64_C(1000),
         .start = g_get_monotonic_time(),
     };
+    ExecUpgradeResult *result;
     g_autofree char *path = NULL;
 
     path = binary ? g_strdup(binary) : exec_upgrade_binary_path(errp);
     if (!path || !check_arguments(has_arguments, arguments, errp)) {
-        return;
+        return NULL;
     }
     req.path = path;
     req.binary_fd = exec_upgrade_binary_open(path, errp);
     if (req.binary_fd < 0) {
-        return;
+        return NULL;
     }
     req.argv = build_argv(has_arguments, arguments);
-    exec_upgrade_execute(&req, errp);
+    result = exec_upgrade_execute(&req, errp);
     g_strfreev(req.argv);
     close(req.binary_fd);
+    return result;
+}
+
+static bool check_limits(bool dry_run, bool has_max_pause, uint32_t max_pause,
+                         bool has_timeout, uint32_t timeout, Error **errp)
+{
+    if (!dry_run && (has_max_pause || has_timeout)) {
+        error_setg(errp, "exec-upgrade: '%s' needs 'dry-run'",
+                   has_max_pause ? "max-pause" : "timeout");
+        return false;
+    }
+    if ((has_max_pause && !max_pause) || (has_timeout && !timeout)) {
+        error_setg(errp, "exec-upgrade: '%s' must be at least 1",
+                   has_max_pause && !max_pause ? "max-pause" : "timeout");
+        return false;
+    }
+    return true;
 }
 
 ExecUpgradeResult *qmp_exec_upgrade(bool has_binary, const char *binary,
                                     bool has_arguments, strList *arguments,
-                                    bool has_rehearse, bool rehearse,
+                                    bool has_dry_run, bool dry_run,
+                                    bool has_max_pause, uint32_t max_pause,
+                                    bool has_timeout, uint32_t timeout,
                                     Error **errp)
 {
+    ExecUpgradeResult *result;
     Error *err = NULL;
+
+    dry_run = has_dry_run && dry_run;
+    if (!check_limits(dry_run, has_max_pause, max_pause, has_timeout, timeout,
+                      errp)) {
+        return NULL;
+    }
 
     if (upgrade.in_progress) {
         error_setg(errp, "exec-upgrade: another one is already running");
         return NULL;
     }
     upgrade.in_progress = true;
-    upgrade_or_fail(has_binary ? binary : NULL, has_arguments, arguments,
-                    &err);
+    result = execute(has_binary ? binary : NULL, has_arguments, arguments,
+                     dry_run, has_max_pause ? max_pause : MAX_PAUSE_MS,
+                     has_timeout ? timeout : TIMEOUT_S, &err);
     upgrade.in_progress = false;
+    if (dry_run) {
+        /* Nothing was to change, so that nobody else is told */
+        error_propagate(errp, err);
+        return result;
+    }
 
     g_free(upgrade.last_error);
     upgrade.last_error = g_strdup(error_get_pretty(err));

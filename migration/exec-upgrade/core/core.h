@@ -11,8 +11,8 @@
 #include "qapi/qapi-types-exec-upgrade.h"
 
 /* Format of the handoff that this QEMU writes, and the oldest that it reads */
-#define EXEC_UPGRADE_FORMAT     5
-#define EXEC_UPGRADE_FORMAT_MIN 5
+#define EXEC_UPGRADE_FORMAT     6
+#define EXEC_UPGRADE_FORMAT_MIN 6
 
 /**
  * ExecUpgradeStage: one thing that is carried across
@@ -25,10 +25,14 @@
  *         Changes nothing.
  * @save: guest paused: put what is carried into @h, whose members @h owns.
  *        May prepare the thing for execve(2), if @undo takes it back.
+ *        With @h->plan, the guest runs, and what changes while it does may be
+ *        left out: a stand-in is built from it.
  * @undo: guest paused, the upgrade is given up: the reverse of @save.  Called
  *        only if @save succeeded.
  * @close: nothing more can fail but execve(2) itself: end connections that
  *         can't be carried, and name them in @h->dropped.
+ * @build: new process, machine complete, nothing runs yet: make what @h has
+ *         and the command line does not.
  * @load: new process, machine complete, nothing runs yet: bring the thing
  *        into the state that @h describes.
  * @commit: new process, everything is loaded and the images are active, the
@@ -40,6 +44,7 @@ typedef struct ExecUpgradeStage {
     bool (*save)(ExecUpgradeHandoff *h, Error **errp);
     void (*undo)(void);
     void (*close)(ExecUpgradeHandoff *h);
+    bool (*build)(const ExecUpgradeHandoff *h, Error **errp);
     bool (*load)(const ExecUpgradeHandoff *h, Error **errp);
     void (*commit)(const ExecUpgradeHandoff *h);
 } ExecUpgradeStage;
@@ -140,6 +145,16 @@ ExecUpgradeFd *exec_upgrade_fd_carry(int fd);
  */
 int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
                           Error **errp);
+
+/**
+ * exec_upgrade_fds_received: descriptors came from the other process
+ * @numbers: those that they have there, and that documents name
+ * @fds: those that they have here
+ * @n: how many
+ *
+ * exec_upgrade_fd_adopt() takes these from now on.
+ */
+void exec_upgrade_fds_received(const int *numbers, const int *fds, int n);
 
 /**
  * exec_upgrade_fds_on_adopt: learn of each descriptor that is taken over

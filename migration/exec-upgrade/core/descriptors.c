@@ -19,6 +19,9 @@ static GArray *carried;
 /* Numbers of those that the new process has taken over */
 static GHashTable *adopted;
 
+/* What came in a message: its number in the sender to that here */
+static GHashTable *received;
+
 /* Whom exec_upgrade_fds_on_adopt() has named */
 static void (*on_adopt)(int fd);
 
@@ -106,13 +109,35 @@ void exec_upgrade_fds_on_adopt(void (*func)(int fd))
     on_adopt = func;
 }
 
+void exec_upgrade_fds_received(const int *numbers, const int *fds, int n)
+{
+    if (!received) {
+        received = g_hash_table_new(NULL, NULL);
+    }
+    while (n--) {
+        g_hash_table_insert(received, GINT_TO_POINTER(numbers[n]),
+                            GINT_TO_POINTER(fds[n]));
+    }
+}
+
+/* Where we have what the other process has under @number */
+static int64_t own_number(int64_t number)
+{
+    gpointer fd;
+
+    return received && number >= 0 && number <= INT_MAX &&
+           g_hash_table_lookup_extended(received, GINT_TO_POINTER(number),
+                                        NULL, &fd)
+           ? GPOINTER_TO_INT(fd) : number;
+}
+
 int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
                           Error **errp)
 {
+    int64_t number = own_number(efd->number);
     struct stat st;
 
-    if (efd->number < 0 || efd->number > INT_MAX ||
-        fstat(efd->number, &st) < 0) {
+    if (number < 0 || number > INT_MAX || fstat(number, &st) < 0) {
         error_setg(errp, "exec-upgrade: descriptor %" PRId64 " of %s is not "
                    "open", efd->number, what);
         return -1;
@@ -124,16 +149,16 @@ int exec_upgrade_fd_adopt(const ExecUpgradeFd *efd, const char *what,
         return -1;
     }
     if (efd->cloexec) {
-        qemu_set_cloexec(efd->number);
+        qemu_set_cloexec(number);
     }
     if (!adopted) {
         adopted = g_hash_table_new(NULL, NULL);
     }
-    g_hash_table_add(adopted, GINT_TO_POINTER(efd->number));
+    g_hash_table_add(adopted, GINT_TO_POINTER(number));
     if (on_adopt) {
-        on_adopt(efd->number);
+        on_adopt(number);
     }
-    return efd->number;
+    return number;
 }
 
 static bool is_inherited(const ExecUpgradeHandoff *h, int fd)

@@ -28,6 +28,9 @@ strList *exec_upgrade_find_blockers(void);
  * @check_argv: append to @blockers why @argv does not make what there is;
  *              false with an error if it can't be parsed.  NULL if @argv is
  *              that of this process.
+ * @dry_run: have a stand-in load the guest, and go on here
+ * @max_pause: of a dry run, in microseconds
+ * @timeout: for building its stand-in, in milliseconds
  * @start: when the user asked for it, in microseconds of CLOCK_MONOTONIC
  */
 typedef struct ExecUpgradeRequest {
@@ -35,18 +38,24 @@ typedef struct ExecUpgradeRequest {
     int binary_fd;
     char **argv;
     bool (*check_argv)(char **argv, strList **blockers, Error **errp);
+    bool dry_run;
+    int64_t max_pause;
+    int64_t timeout;
     int64_t start;
 } ExecUpgradeRequest;
 
 /**
- * exec_upgrade_execute: replace this process
+ * exec_upgrade_execute: replace this process, or try whether that works
  * @req: by what; stays the caller's
  * @errp: error
  *
- * Returns only if it fails; then all is undone.  Lets the guest run, and other
- * commands be executed, if called from a coroutine.
+ * Returns only if it fails; then all is undone.  Returns what was done, which
+ * the caller frees, after a dry run that succeeds; that must be called from a
+ * coroutine.  Lets the guest run, and other commands be executed, if called
+ * from a coroutine.
  */
-void exec_upgrade_execute(const ExecUpgradeRequest *req, Error **errp);
+ExecUpgradeResult *exec_upgrade_execute(const ExecUpgradeRequest *req,
+                                        Error **errp);
 
 /*
  * The new process

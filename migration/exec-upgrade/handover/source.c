@@ -3,7 +3,12 @@
  *
  *     check, prepare, quiesce, save, inactivate, exec
  *
- * Whatever fails before exec is undone, and the guest goes on here.
+ * Whatever fails before exec is undone, and the guest goes on here.  A dry run
+ * never gets there:
+ *
+ *     check, prepare, plan, build, quiesce, save, load
+ *
+ * where build and load are done by a stand-in, a child process.
  *
  * SPDX-License-Identifier: GPL-2.0-or-later
  */
@@ -11,6 +16,7 @@
 #include "qemu/osdep.h"
 #include <sys/syscall.h>
 #include "block/aio.h"
+#include "migration/exec-upgrade-monitor.h"
 #include "migration/exec-upgrade-owners.h"
 #include "qapi/error.h"
 #include "qemu/coroutine.h"
@@ -22,7 +28,9 @@
 #include "sysemu/cpu-timers.h"
 #include "sysemu/runstate.h"
 #include "migration/exec-upgrade/block/block.h"
+#include "migration/exec-upgrade/handover/channel.h"
 #include "migration/exec-upgrade/handover/handover.h"
+#include "migration/exec-upgrade/handover/stand-in.h"
 #include "migration/exec-upgrade/trace.h"
 
 /* How often the main loop may get in between, before we give up */
@@ -203,7 +211,27 @@ typedef struct ExecUpgradeAttempt {
     Coroutine *co;
     int tries;
     Error *err;
+    /* A dry run: its stand-in, and the version that this has told */
+    ExecUpgradeStandIn stand_in;
+    char *to;
+    int64_t build_start;
+    QEMUTimer *timer;
+    ExecUpgradeResult *result;
 } ExecUpgradeAttempt;
+
+/* Whose stand-in is being built, while the guest runs */
+static ExecUpgradeAttempt *building;
+
+static void handoff_fill(ExecUpgradeHandoff *h, const ExecUpgradeAttempt *a,
+                         const ExecUpgradePause *pause)
+{
+    h->format = EXEC_UPGRADE_FORMAT;
+    h->from = exec_upgrade_version();
+    h->binary = g_strdup(a->req->path);
+    h->count = exec_upgrade_count() + 1;
+    h->pause_start = pause->start;
+    h->run_state = pause->run_state;
+}
 
 /* Guest paused.  Returns only if it fails; then all is undone. */
 static void save_and_exec(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
@@ -212,12 +240,7 @@ static void save_and_exec(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
     int64_t start = pause->start;
     int handoff_fd;
 
-    h->format = EXEC_UPGRADE_FORMAT;
-    h->from = exec_upgrade_version();
-    h->binary = g_strdup(a->req->path);
-    h->count = exec_upgrade_count() + 1;
-    h->pause_start = pause->start;
-    h->run_state = pause->run_state;
+    handoff_fill(h, a, pause);
     h->phases = g_steal_pointer(&a->phases);
     exec_upgrade_phase_end(&h->phases, "quiesce", &start);
 
@@ -254,10 +277,183 @@ undo:
 static void give_up(const ExecUpgradePause *pause)
 {
     exec_upgrade_guest_resume(pause->run_state);
+    exec_upgrade_monitor_hide_pause(false);
     exec_upgrade_exports_release();
 }
 
+/*
+ * Dry run
+ */
+
+/* Waits for the stand-in to have loaded what it was sent */
+static bool wait_loaded(ExecUpgradeAttempt *a, int64_t deadline)
+{
+    int fds[EXEC_UPGRADE_MESSAGE_FDS];
+    ExecUpgradeMessage m;
+
+    if (!exec_upgrade_channel_receive(a->stand_in.sock, deadline, &m, fds,
+                                      &a->err)) {
+        error_prepend(&a->err, "loading the guest: ");
+        return false;
+    }
+    if (m.type != EXEC_UPGRADE_MESSAGE_LOADED) {
+        exec_upgrade_stand_in_error(&a->stand_in, "while it loaded the guest",
+                                    &a->err);
+        return false;
+    }
+    return true;
+}
+
+/* Guest paused.  Leaves everything as it was. */
+static bool save_and_try(ExecUpgradeAttempt *a, const ExecUpgradePause *pause)
+{
+    g_autoptr(ExecUpgradeHandoff) h = g_new0(ExecUpgradeHandoff, 1);
+    int64_t start = pause->start;
+    bool ok = false;
+    int handoff_fd;
+
+    handoff_fill(h, a, pause);
+    exec_upgrade_phase_end(&a->phases, "quiesce", &start);
+    if (!save_stages(h, &a->err)) {
+        exec_upgrade_fds_restore();
+        return false;
+    }
+    handoff_fd = exec_upgrade_handoff_write(h, &a->err);
+    exec_upgrade_phase_end(&a->phases, "save", &start);
+    if (handoff_fd >= 0) {
+        ok = exec_upgrade_channel_send_state(a->stand_in.sock, handoff_fd,
+                                             h->carried, &a->err) &&
+             wait_loaded(a, pause->start + a->req->max_pause);
+        close(handoff_fd);
+        exec_upgrade_phase_end(&a->phases, "load", &start);
+    }
+    undo_stages(stage_count());
+    exec_upgrade_fds_restore();
+    return ok;
+}
+
+/* The guest runs again, and has since @end */
+static void dry_run_result(ExecUpgradeAttempt *a,
+                           const ExecUpgradePause *pause, int64_t end)
+{
+    ExecUpgradeResult *r = g_new0(ExecUpgradeResult, 1);
+
+    r->from = exec_upgrade_version();
+    r->to = g_steal_pointer(&a->to);
+    r->binary = g_strdup(a->req->path);
+    r->downtime = end - pause->start;
+    exec_upgrade_phase_add(&r->pauses, "dry-run", r->downtime);
+    r->phases = g_steal_pointer(&a->phases);
+    a->result = r;
+}
+
+static void building_end(void)
+{
+    qemu_set_fd_handler(building->stand_in.sock, NULL, NULL, NULL);
+    timer_free(building->timer);
+    building = NULL;
+}
+
+static void building_fail(void)
+{
+    ExecUpgradeAttempt *a = building;
+
+    building_end();
+    exec_upgrade_stand_in_end(&a->stand_in);
+    aio_co_wake(a->co);
+}
+
+static void building_timeout(void *opaque)
+{
+    error_setg(&building->err, "exec-upgrade: the new QEMU was not built in "
+               "%" PRId64 " s", building->req->timeout / 1000);
+    building_fail();
+}
+
+void exec_upgrade_shutdown(void)
+{
+    if (building) {
+        error_setg(&building->err, "exec-upgrade: QEMU is shutting down");
+        building_fail();
+    }
+}
+
 static void upgrade_bh(void *opaque);
+
+static void building_ready(void *opaque)
+{
+    ExecUpgradeAttempt *a = building;
+    int fds[EXEC_UPGRADE_MESSAGE_FDS];
+    ExecUpgradeMessage m;
+
+    if (!exec_upgrade_channel_receive(a->stand_in.sock, 0, &m, fds, &a->err)) {
+        building_fail();
+        return;
+    }
+    if (m.type != EXEC_UPGRADE_MESSAGE_READY) {
+        exec_upgrade_stand_in_error(&a->stand_in, "while it was built",
+                                    &a->err);
+        building_fail();
+        return;
+    }
+    a->to = g_strdup(m.text);
+    exec_upgrade_phase_end(&a->phases, "build", &a->build_start);
+    building_end();
+    upgrade_bh(a);
+}
+
+/* Guest running.  Followed by building_ready(), unless it fails. */
+static bool build_begin(ExecUpgradeAttempt *a)
+{
+    g_autoptr(ExecUpgradeHandoff) h = g_new0(ExecUpgradeHandoff, 1);
+    ExecUpgradePause pause = {
+        .run_state = exec_upgrade_runstate(),
+        .start = g_get_monotonic_time(),
+    };
+    int64_t start = pause.start;
+    bool ok = false;
+    int plan_fd;
+
+    handoff_fill(h, a, &pause);
+    h->plan = true;
+    if (!save_stages(h, &a->err)) {
+        exec_upgrade_fds_restore();
+        return false;
+    }
+    plan_fd = exec_upgrade_handoff_write(h, &a->err);
+    if (plan_fd >= 0) {
+        ok = exec_upgrade_stand_in_spawn(&a->stand_in, a->req, plan_fd,
+                                         &a->err);
+        close(plan_fd);
+    }
+    undo_stages(stage_count());
+    exec_upgrade_fds_restore();
+    if (!ok) {
+        return false;
+    }
+    exec_upgrade_phase_end(&a->phases, "plan", &start);
+    a->build_start = start;
+    building = a;
+    a->timer = timer_new_ms(QEMU_CLOCK_REALTIME, building_timeout, NULL);
+    timer_mod(a->timer, qemu_clock_get_ms(QEMU_CLOCK_REALTIME) +
+              a->req->timeout);
+    qemu_set_fd_handler(a->stand_in.sock, building_ready, NULL, NULL);
+    return true;
+}
+
+/* Guest paused; it goes on here in any case */
+static void try_and_resume(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
+{
+    bool ok = save_and_try(a, pause);
+    int64_t end;
+
+    give_up(pause);
+    end = g_get_monotonic_time();
+    exec_upgrade_stand_in_end(&a->stand_in);
+    if (ok) {
+        dry_run_result(a, pause, end);
+    }
+}
 
 /*
  * In the context that only the main loop itself polls: what another command
@@ -274,11 +470,18 @@ static void upgrade_bh(void *opaque)
     ExecUpgradeAttempt *a = opaque;
     ExecUpgradePause pause;
 
+    if (a->req->dry_run && !a->to) {
+        if (!check_request(a->req, &a->err) || !build_begin(a)) {
+            goto out;
+        }
+        return;
+    }
     /* The guest ran since they were looked for */
     if (!check_request(a->req, &a->err) ||
         !exec_upgrade_exports_hold(&a->err)) {
         goto out;
     }
+    exec_upgrade_monitor_hide_pause(a->req->dry_run);
     if (!pause_guest(&pause, &a->err)) {
         give_up(&pause);
         goto out;
@@ -294,17 +497,27 @@ static void upgrade_bh(void *opaque)
                    "reset, shutdown or stop");
         goto out;
     }
-    save_and_exec(a, &pause);
-    give_up(&pause);
+    if (a->req->dry_run) {
+        try_and_resume(a, &pause);
+    } else {
+        save_and_exec(a, &pause);
+        give_up(&pause);
+    }
 out:
+    exec_upgrade_stand_in_end(&a->stand_in);
+    g_free(a->to);
     if (a->co) {
         aio_co_wake(a->co);
     }
 }
 
-void exec_upgrade_execute(const ExecUpgradeRequest *req, Error **errp)
+ExecUpgradeResult *exec_upgrade_execute(const ExecUpgradeRequest *req,
+                                        Error **errp)
 {
-    ExecUpgradeAttempt a = { .req = req };
+    ExecUpgradeAttempt a = {
+        .req = req,
+        .stand_in = { .pid = -1, .sock = -1, .stderr_fd = -1 },
+    };
     int64_t start = req->start;
 
     if (!check_request(req, &a.err)) {
@@ -326,4 +539,5 @@ void exec_upgrade_execute(const ExecUpgradeRequest *req, Error **errp)
 out:
     qapi_free_ExecUpgradePhaseList(a.phases);
     error_propagate(errp, a.err);
+    return a.result;
 }

@@ -311,15 +311,20 @@ static void unplug_load(const ExecUpgradeLedgerUnplug *u)
 }
 
 /* The machine is complete, so that devices are plugged as they were then */
-static bool ledger_load(const ExecUpgradeHandoff *h, Error **errp)
+static bool ledger_build(const ExecUpgradeHandoff *h, Error **errp)
 {
     if (!h->has_ledger) {
         return true;
     }
     exec_upgrade_failover_load(h->ledger);
-    if (!exec_upgrade_devices_build(errp) ||
-        !exec_upgrade_failover_loaded(h->ledger, errp)) {
-        return false;
+    return exec_upgrade_devices_build(errp) &&
+           exec_upgrade_failover_loaded(h->ledger, errp);
+}
+
+static bool ledger_load(const ExecUpgradeHandoff *h, Error **errp)
+{
+    if (!h->has_ledger) {
+        return true;
     }
     for (ExecUpgradeLedgerUnplugList *u = h->ledger->unplugs; u; u = u->next) {
         unplug_load(u->value);
@@ -333,5 +338,6 @@ const ExecUpgradeStage exec_upgrade_stage_ledger = {
     .name = "ledger",
     .check = ledger_check,
     .save = ledger_save,
+    .build = ledger_build,
     .load = ledger_load,
 };

@@ -4,6 +4,7 @@
 import contextlib
 import ctypes
 import os
+import re
 import select
 import shlex
 import shutil
@@ -73,15 +74,29 @@ def process_identity(pid):
     return pid, int(stat.rpartition(')')[2].split()[19])
 
 
+def process_state(pid):
+    """What a dry run must leave as it was: descriptors, children, program."""
+    fds = {}
+    for entry in Path(f'/proc/{pid}/fd').iterdir():
+        number = entry.name
+        info = Path(f'/proc/{pid}/fdinfo/{number}').read_text()
+        fds[number] = (os.readlink(entry),
+                       re.search(r'^flags:\s*(\d+)$', info, re.M)[1])
+    children = [p for task in Path(f'/proc/{pid}/task').iterdir()
+                for p in (task / 'children').read_text().split()]
+    return process_identity(pid), os.readlink(f'/proc/{pid}/exe'), fds, children
+
+
 def check_result(result):
     """Checks that a value is an ExecUpgradeResult."""
-    assert set(result) == {'from', 'to', 'binary', 'downtime', 'phases',
-                           'dropped'}
+    assert set(result) == {'from', 'to', 'binary', 'downtime', 'pauses',
+                           'phases', 'dropped'}
     for key in 'from', 'to', 'binary':
         assert isinstance(result[key], str) and result[key]
     assert isinstance(result['downtime'], int) and result['downtime'] > 0
     assert result['phases']
-    for phase in result['phases']:
+    assert sum(p['duration'] for p in result['pauses']) == result['downtime']
+    for phase in result['phases'] + result['pauses']:
         assert set(phase) == {'name', 'duration'}
         assert isinstance(phase['name'], str)
         assert isinstance(phase['duration'], int) and phase['duration'] >= 0
@@ -281,6 +296,30 @@ class VM:
 
     def exe(self):
         return os.readlink(f'/proc/{self.pid}/exe')
+
+    def dry_run(self, binary=None, **arguments):
+        """Tries an upgrade to @binary, and checks that nobody but the one who
+        asked has noticed. Returns the ExecUpgradeResult."""
+        qmp, binary = self.qmp, str(binary or self.setup.new)
+        before, stderr = process_state(self.pid), self.stderr
+        status = qmp.execute('query-status')
+        query = qmp.execute('query-exec-upgrade')
+        version = version_string(qmp.execute('query-version'))
+        del qmp.events[:]
+
+        result = qmp.execute('exec-upgrade', binary=binary, dry_run=True,
+                             **arguments)
+
+        check_result(result)
+        assert result['from'] == version and result['binary'] == binary
+        assert [p['name'] for p in result['pauses']] == ['dry-run']
+        assert version_string(qmp.execute('query-version')) == version
+        assert qmp.execute('query-status') == status
+        assert qmp.execute('query-exec-upgrade') == query
+        assert not qmp.events, qmp.events
+        assert self.stderr == stderr
+        assert process_state(self.pid) == before
+        return result
 
     def upgrade(self, binary=None, *, dropped=(), events=(), noise=(),
                 timeout=TIMEOUT, **arguments):
