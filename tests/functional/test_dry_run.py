@@ -145,7 +145,8 @@ def test_end_while_it_is_built(vm, how):
     vm.qmp.send('exec-upgrade', {'binary': vm.setup.new, 'dry-run': True})
     pid, = wait_until(lambda: children(vm))
     if how == 'quit':
-        vm.connect('hmp').sendall(b'quit\n')
+        hmp = vm.connect('hmp')
+        hmp.sendall(b'quit\n')
     else:
         os.kill(vm.pid, getattr(signal, how))
     vm.wait_gone()

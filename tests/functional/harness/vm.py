@@ -301,10 +301,12 @@ class VM:
         """Tries an upgrade to @binary, and checks that nobody but the one who
         asked has noticed. Returns the ExecUpgradeResult."""
         qmp, binary = self.qmp, str(binary or self.setup.new)
-        before, stderr = process_state(self.pid), self.stderr
+        stderr = self.stderr
         status = qmp.execute('query-status')
         query = qmp.execute('query-exec-upgrade')
         version = version_string(qmp.execute('query-version'))
+        # now: other clients that have just connected are accepted
+        before = process_state(self.pid)
         del qmp.events[:]
 
         result = qmp.execute('exec-upgrade', binary=binary, dry_run=True,
