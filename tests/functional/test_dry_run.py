@@ -128,6 +128,18 @@ def waits_for_rom(vm):
     os.mkfifo(vm.dir / 'rom')
 
 
+def test_refused_where_a_second_opening_is_felt(make_vm):
+    vm = make_vm()
+    wav = vm.dir / 'wav'
+    vm.args += ['-audiodev', f'wav,id=wav,path={wav}',
+                '-device', 'AC97,audiodev=wav']
+    vm.boot()
+    with pytest.raises(QMPError, match='-audiodev'):
+        vm.qmp.execute('exec-upgrade', binary=vm.setup.new, dry_run=True)
+    with guest_lives_on(vm):
+        vm.upgrade()
+
+
 def test_timeout(vm):
     waits_for_rom(vm)
     fails(vm, 'not built in 1 s', binary=vm.setup.new, timeout=1)

@@ -188,7 +188,7 @@ bool exec_upgrade_pidfile_adopt(const char *path)
 
     process.pidfile = g_strdup(path);
     /* Adopted early: another process may wait for the lock */
-    return h && h->process->has_pidfile;
+    return exec_upgrade_is_stand_in() || (h && h->process->has_pidfile);
 }
 
 /* Bit n-1 for signal n */

@@ -222,6 +222,9 @@ typedef struct ExecUpgradeAttempt {
 /* Whose stand-in is being built, while the guest runs */
 static ExecUpgradeAttempt *building;
 
+/* What there was is being taken down: nothing is begun any more */
+static bool shutting_down;
+
 static void handoff_fill(ExecUpgradeHandoff *h, const ExecUpgradeAttempt *a,
                          const ExecUpgradePause *pause)
 {
@@ -285,6 +288,64 @@ static void give_up(const ExecUpgradePause *pause)
  * Dry run
  */
 
+/* An unexpected message should be the end of the stand-in */
+static bool is_end(ExecUpgradeMessage *m, int *fds, Error **errp)
+{
+    if (m->type == EXEC_UPGRADE_MESSAGE_END) {
+        return true;
+    }
+    while (m->count) {
+        close(fds[--m->count]);
+    }
+    error_setg(errp, "exec-upgrade: unexpected message %" PRIu32, m->type);
+    return false;
+}
+
+/* What a stand-in would share with us, and not leave as it is */
+static const char *const shared_types[] = { "input-linux", "usb-host" };
+static const struct {
+    const char *option;
+    const char *value;
+} shared_options[] = {
+    { "-audiodev", "wav" },
+    { "-tpmdev", "" },
+};
+
+static int check_shared_type(Object *obj, void *opaque)
+{
+    for (int i = 0; i < ARRAY_SIZE(shared_types); i++) {
+        if (object_dynamic_cast(obj, shared_types[i])) {
+            g_autofree char *path = object_get_canonical_path(obj);
+
+            exec_upgrade_add_blocker(opaque, "%s (%s) can't be opened a "
+                                     "second time", path, shared_types[i]);
+        }
+    }
+    return 0;
+}
+
+static bool check_stand_in(Error **errp)
+{
+    char **argv = exec_upgrade_argv();
+    strList *blockers = NULL;
+
+    object_child_foreach_recursive(object_get_root(), check_shared_type,
+                                   &blockers);
+    for (int i = 1; argv[i] && argv[i + 1]; i++) {
+        /* An option may begin with two dashes */
+        const char *option = argv[i] + g_str_has_prefix(argv[i], "--");
+
+        for (int j = 0; j < ARRAY_SIZE(shared_options); j++) {
+            if (!strcmp(option, shared_options[j].option) &&
+                strstr(argv[i + 1], shared_options[j].value)) {
+                exec_upgrade_add_blocker(&blockers, "%s %s can't be opened a "
+                                         "second time", option, argv[i + 1]);
+            }
+        }
+    }
+    return no_blockers(blockers, "dry-run: ", errp);
+}
+
 /* Waits for the stand-in to have loaded what it was sent */
 static bool wait_loaded(ExecUpgradeAttempt *a, int64_t deadline)
 {
@@ -297,6 +358,9 @@ static bool wait_loaded(ExecUpgradeAttempt *a, int64_t deadline)
         return false;
     }
     if (m.type != EXEC_UPGRADE_MESSAGE_LOADED) {
+        if (!is_end(&m, fds, &a->err)) {
+            return false;
+        }
         exec_upgrade_stand_in_error(&a->stand_in, "while it loaded the guest",
                                     &a->err);
         return false;
@@ -320,7 +384,11 @@ static bool save_and_try(ExecUpgradeAttempt *a, const ExecUpgradePause *pause)
     }
     handoff_fd = exec_upgrade_handoff_write(h, &a->err);
     exec_upgrade_phase_end(&a->phases, "save", &start);
-    if (handoff_fd >= 0) {
+    if (handoff_fd >= 0 &&
+        start > pause->start + a->req->max_pause) {
+        error_setg(&a->err, "exec-upgrade: the guest was not saved in time");
+        close(handoff_fd);
+    } else if (handoff_fd >= 0) {
         ok = exec_upgrade_channel_send_state(a->stand_in.sock, handoff_fd,
                                              h->carried, &a->err) &&
              wait_loaded(a, pause->start + a->req->max_pause);
@@ -370,10 +438,19 @@ static void building_timeout(void *opaque)
     building_fail();
 }
 
+static bool check_shutdown(Error **errp)
+{
+    if (shutting_down) {
+        error_setg(errp, "exec-upgrade: QEMU is shutting down");
+    }
+    return !shutting_down;
+}
+
 void exec_upgrade_shutdown(void)
 {
+    shutting_down = true;
     if (building) {
-        error_setg(&building->err, "exec-upgrade: QEMU is shutting down");
+        check_shutdown(&building->err);
         building_fail();
     }
 }
@@ -391,6 +468,10 @@ static void building_ready(void *opaque)
         return;
     }
     if (m.type != EXEC_UPGRADE_MESSAGE_READY) {
+        if (!is_end(&m, fds, &a->err)) {
+            building_fail();
+            return;
+        }
         exec_upgrade_stand_in_error(&a->stand_in, "while it was built",
                                     &a->err);
         building_fail();
@@ -470,8 +551,13 @@ static void upgrade_bh(void *opaque)
     ExecUpgradeAttempt *a = opaque;
     ExecUpgradePause pause;
 
+    /* The monitors wait for their commands while QEMU ends */
+    if (!check_shutdown(&a->err)) {
+        goto out;
+    }
     if (a->req->dry_run && !a->to) {
-        if (!check_request(a->req, &a->err) || !build_begin(a)) {
+        if (!check_request(a->req, &a->err) || !check_stand_in(&a->err) ||
+            !build_begin(a)) {
             goto out;
         }
         return;
@@ -520,7 +606,7 @@ ExecUpgradeResult *exec_upgrade_execute(const ExecUpgradeRequest *req,
     };
     int64_t start = req->start;
 
-    if (!check_request(req, &a.err)) {
+    if (!check_shutdown(&a.err) || !check_request(req, &a.err)) {
         goto out;
     }
     exec_upgrade_phase_end(&a.phases, "check", &start);

@@ -10,6 +10,7 @@
  */
 
 #include "qemu/osdep.h"
+#include <poll.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -23,6 +24,9 @@
 
 /* How much of what it said last is told, in bytes */
 #define LAST_WORDS 500
+
+/* How long one that closed its socket may take to end, in milliseconds */
+#define END_WAIT_MS 500
 
 static char **environment(int plan_fd, int sock)
 {
@@ -139,6 +143,24 @@ static char *last_words(int fd)
     return g_strdup(g_strstrip(buf));
 }
 
+/* Not for ever: the guest may be paused */
+static bool wait_end(pid_t pid)
+{
+    struct pollfd pfd = {
+        .fd = syscall(SYS_pidfd_open, pid, 0), .events = POLLIN,
+    };
+    int ret;
+
+    if (pfd.fd < 0) {
+        return false;
+    }
+    do {
+        ret = poll(&pfd, 1, END_WAIT_MS);
+    } while (ret < 0 && errno == EINTR);
+    close(pfd.fd);
+    return ret > 0;
+}
+
 void exec_upgrade_stand_in_error(ExecUpgradeStandIn *s, const char *when,
                                  Error **errp)
 {
@@ -147,8 +169,12 @@ void exec_upgrade_stand_in_error(ExecUpgradeStandIn *s, const char *when,
     siginfo_t info = { };
 
     /* It has closed its socket, and so has ended or is about to */
-    waitid(P_PID, s->pid, &info, WEXITED | WNOWAIT);
-    if (info.si_code == CLD_EXITED) {
+    if (!wait_end(s->pid) ||
+        waitid(P_PID, s->pid, &info, WEXITED | WNOWAIT | WNOHANG) < 0 ||
+        !info.si_pid) {
+        error_setg(errp, "exec-upgrade: the new QEMU gave up %s%s%s", when,
+                   colon, words);
+    } else if (info.si_code == CLD_EXITED) {
         error_setg(errp, "exec-upgrade: the new QEMU ended %s, with status "
                    "%d%s%s", when, info.si_status, colon, words);
     } else {
