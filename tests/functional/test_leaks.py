@@ -87,6 +87,9 @@ def test_hundred_upgrades(make_vm, qemu_img):
             vm.upgrade()
             second.wait_event('EXEC_UPGRADE')
             if count == 10:
+                # as at the end: code that the guest runs is translated anew
+                wait_disk_writes(vm)
+                vm.agent.ask('mem verify')
                 resident = status(vm, 'RssAnon')
         wait_disk_writes(vm)
         check_disk(vm)
