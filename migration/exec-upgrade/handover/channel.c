@@ -67,13 +67,14 @@ bool exec_upgrade_channel_send_state(int sock, int state_fd,
 {
     ExecUpgradeMessage m = { .type = EXEC_UPGRADE_MESSAGE_DESCRIPTORS };
 
-    for (; carried; carried = carried->next) {
-        m.numbers[m.count++] = carried->value;
-        if ((m.count == EXEC_UPGRADE_MESSAGE_FDS || !carried->next) &&
-            !send_message(sock, &m, m.numbers, errp)) {
+    while (carried) {
+        for (m.count = 0; carried && m.count < EXEC_UPGRADE_MESSAGE_FDS;
+             carried = carried->next) {
+            m.numbers[m.count++] = carried->value;
+        }
+        if (!send_message(sock, &m, m.numbers, errp)) {
             return false;
         }
-        m.count %= EXEC_UPGRADE_MESSAGE_FDS;
     }
     m = (ExecUpgradeMessage) {
         .type = EXEC_UPGRADE_MESSAGE_STATE, .count = 1, .numbers = { state_fd },

@@ -248,7 +248,6 @@ static void save_and_exec(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
     exec_upgrade_phase_end(&h->phases, "quiesce", &start);
 
     if (!save_stages(h, &a->err)) {
-        exec_upgrade_fds_restore();
         return;
     }
     exec_upgrade_phase_end(&h->phases, "save", &start);
@@ -273,7 +272,6 @@ static void save_and_exec(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
 undo:
     reactivate(pause);
     undo_stages(stage_count());
-    exec_upgrade_fds_restore();
 }
 
 /* The guest goes on in this process */
@@ -287,19 +285,6 @@ static void give_up(const ExecUpgradePause *pause)
 /*
  * Dry run
  */
-
-/* An unexpected message should be the end of the stand-in */
-static bool is_end(ExecUpgradeMessage *m, int *fds, Error **errp)
-{
-    if (m->type == EXEC_UPGRADE_MESSAGE_END) {
-        return true;
-    }
-    while (m->count) {
-        close(fds[--m->count]);
-    }
-    error_setg(errp, "exec-upgrade: unexpected message %" PRIu32, m->type);
-    return false;
-}
 
 /* What a stand-in would share with us, and not leave as it is */
 static const char *const shared_types[] = { "input-linux", "usb-host" };
@@ -324,9 +309,8 @@ static int check_shared_type(Object *obj, void *opaque)
     return 0;
 }
 
-static bool check_stand_in(Error **errp)
+static bool check_stand_in(char **argv, Error **errp)
 {
-    char **argv = exec_upgrade_argv();
     strList *blockers = NULL;
 
     object_child_foreach_recursive(object_get_root(), check_shared_type,
@@ -346,26 +330,46 @@ static bool check_stand_in(Error **errp)
     return no_blockers(blockers, "dry-run: ", errp);
 }
 
-/* Waits for the stand-in to have loaded what it was sent */
-static bool wait_loaded(ExecUpgradeAttempt *a, int64_t deadline)
+/* Waits for the message of @type, which the stand-in sends when it is done */
+static bool wait_message(ExecUpgradeAttempt *a, ExecUpgradeMessageType type,
+                         const char *when, int64_t deadline,
+                         ExecUpgradeMessage *m)
 {
     int fds[EXEC_UPGRADE_MESSAGE_FDS];
+
+    if (!exec_upgrade_channel_receive(a->stand_in.sock, deadline, m, fds,
+                                      &a->err)) {
+        error_prepend(&a->err, "%s: ", when);
+        return false;
+    }
+    if (m->type == type) {
+        return true;
+    }
+    if (m->type == EXEC_UPGRADE_MESSAGE_END) {
+        exec_upgrade_stand_in_error(&a->stand_in, when, &a->err);
+        return false;
+    }
+    while (m->count) {
+        close(fds[--m->count]);
+    }
+    error_setg(&a->err, "exec-upgrade: unexpected message %" PRIu32, m->type);
+    return false;
+}
+
+/* Guest saved, in @h that @handoff_fd has */
+static bool load_elsewhere(ExecUpgradeAttempt *a, const ExecUpgradeHandoff *h,
+                           int handoff_fd, int64_t deadline)
+{
     ExecUpgradeMessage m;
 
-    if (!exec_upgrade_channel_receive(a->stand_in.sock, deadline, &m, fds,
-                                      &a->err)) {
-        error_prepend(&a->err, "loading the guest: ");
+    if (g_get_monotonic_time() > deadline) {
+        error_setg(&a->err, "exec-upgrade: the guest was not saved in time");
         return false;
     }
-    if (m.type != EXEC_UPGRADE_MESSAGE_LOADED) {
-        if (!is_end(&m, fds, &a->err)) {
-            return false;
-        }
-        exec_upgrade_stand_in_error(&a->stand_in, "while it loaded the guest",
-                                    &a->err);
-        return false;
-    }
-    return true;
+    return exec_upgrade_channel_send_state(a->stand_in.sock, handoff_fd,
+                                           h->carried, &a->err) &&
+           wait_message(a, EXEC_UPGRADE_MESSAGE_LOADED,
+                        "while it loaded the guest", deadline, &m);
 }
 
 /* Guest paused.  Leaves everything as it was. */
@@ -379,24 +383,17 @@ static bool save_and_try(ExecUpgradeAttempt *a, const ExecUpgradePause *pause)
     handoff_fill(h, a, pause);
     exec_upgrade_phase_end(&a->phases, "quiesce", &start);
     if (!save_stages(h, &a->err)) {
-        exec_upgrade_fds_restore();
         return false;
     }
     handoff_fd = exec_upgrade_handoff_write(h, &a->err);
     exec_upgrade_phase_end(&a->phases, "save", &start);
-    if (handoff_fd >= 0 &&
-        start > pause->start + a->req->max_pause) {
-        error_setg(&a->err, "exec-upgrade: the guest was not saved in time");
-        close(handoff_fd);
-    } else if (handoff_fd >= 0) {
-        ok = exec_upgrade_channel_send_state(a->stand_in.sock, handoff_fd,
-                                             h->carried, &a->err) &&
-             wait_loaded(a, pause->start + a->req->max_pause);
+    if (handoff_fd >= 0) {
+        ok = load_elsewhere(a, h, handoff_fd,
+                            pause->start + a->req->max_pause);
         close(handoff_fd);
         exec_upgrade_phase_end(&a->phases, "load", &start);
     }
     undo_stages(stage_count());
-    exec_upgrade_fds_restore();
     return ok;
 }
 
@@ -460,20 +457,10 @@ static void upgrade_bh(void *opaque);
 static void building_ready(void *opaque)
 {
     ExecUpgradeAttempt *a = building;
-    int fds[EXEC_UPGRADE_MESSAGE_FDS];
     ExecUpgradeMessage m;
 
-    if (!exec_upgrade_channel_receive(a->stand_in.sock, 0, &m, fds, &a->err)) {
-        building_fail();
-        return;
-    }
-    if (m.type != EXEC_UPGRADE_MESSAGE_READY) {
-        if (!is_end(&m, fds, &a->err)) {
-            building_fail();
-            return;
-        }
-        exec_upgrade_stand_in_error(&a->stand_in, "while it was built",
-                                    &a->err);
+    if (!wait_message(a, EXEC_UPGRADE_MESSAGE_READY, "while it was built", 0,
+                      &m)) {
         building_fail();
         return;
     }
@@ -498,7 +485,6 @@ static bool build_begin(ExecUpgradeAttempt *a)
     handoff_fill(h, a, &pause);
     h->plan = true;
     if (!save_stages(h, &a->err)) {
-        exec_upgrade_fds_restore();
         return false;
     }
     plan_fd = exec_upgrade_handoff_write(h, &a->err);
@@ -508,7 +494,6 @@ static bool build_begin(ExecUpgradeAttempt *a)
         close(plan_fd);
     }
     undo_stages(stage_count());
-    exec_upgrade_fds_restore();
     if (!ok) {
         return false;
     }
@@ -530,7 +515,6 @@ static void try_and_resume(ExecUpgradeAttempt *a, ExecUpgradePause *pause)
 
     give_up(pause);
     end = g_get_monotonic_time();
-    exec_upgrade_stand_in_end(&a->stand_in);
     if (ok) {
         dry_run_result(a, pause, end);
     }
@@ -556,8 +540,8 @@ static void upgrade_bh(void *opaque)
         goto out;
     }
     if (a->req->dry_run && !a->to) {
-        if (!check_request(a->req, &a->err) || !check_stand_in(&a->err) ||
-            !build_begin(a)) {
+        if (!check_request(a->req, &a->err) ||
+            !check_stand_in(a->req->argv, &a->err) || !build_begin(a)) {
             goto out;
         }
         return;

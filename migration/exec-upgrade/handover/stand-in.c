@@ -107,7 +107,7 @@ void exec_upgrade_stand_in_end(ExecUpgradeStandIn *s)
 {
     if (s->pid > 0) {
         kill(s->pid, SIGKILL);
-        while (waitpid(s->pid, &s->status, 0) < 0 && errno == EINTR) {
+        while (waitpid(s->pid, NULL, 0) < 0 && errno == EINTR) {
             /* again */
         }
         s->pid = -1;

@@ -15,13 +15,11 @@
  * @pid: process id, -1 if there is none
  * @sock: socket to it, or -1
  * @stderr_fd: file that is its standard error, or -1
- * @status: as from waitpid(2), once it has ended
  */
 typedef struct ExecUpgradeStandIn {
     pid_t pid;
     int sock;
     int stderr_fd;
-    int status;
 } ExecUpgradeStandIn;
 
 /**
