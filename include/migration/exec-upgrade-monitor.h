@@ -132,11 +132,15 @@ Monitor *exec_upgrade_monitor_busy(Monitor *except);
  */
 bool exec_upgrade_event_is_hidden(QAPIEvent event);
 
-/*
- * exec_upgrade_monitor_hide_pause: whether STOP and RESUME are to be hidden:
- * who manages leases for a guest's images takes them as the user's
+/**
+ * exec_upgrade_monitor_quiet: have clients notice nothing of a pause, or end
+ * that
+ * @on: whether it begins
+ *
+ * STOP and RESUME are not sent: who manages leases for a guest's images takes
+ * them as the user's.  Events that are held back are held back further.
  */
-void exec_upgrade_monitor_hide_pause(bool hide);
+void exec_upgrade_monitor_quiet(bool on);
 
 /**
  * exec_upgrade_monitor_events_flush: send events that are held back to limit

@@ -767,6 +767,7 @@ def test_delayed_event_is_not_lost(prepare):
     set_rtc(0x05)
     set_rtc(0x07)
     vm.qmp.expect_silence()
+    vm.dry_run()        # after which it is still held back
     upgrade(vm, 'RTC_CHANGE')
     second = vm.qmp.wait_event('RTC_CHANGE')
     hours = (second['data']['offset'] - first['data']['offset']) / 3600

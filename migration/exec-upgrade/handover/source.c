@@ -278,7 +278,7 @@ undo:
 static void give_up(const ExecUpgradePause *pause)
 {
     exec_upgrade_guest_resume(pause->run_state);
-    exec_upgrade_monitor_hide_pause(false);
+    exec_upgrade_monitor_quiet(false);
     exec_upgrade_exports_release();
 }
 
@@ -551,7 +551,7 @@ static void upgrade_bh(void *opaque)
         !exec_upgrade_exports_hold(&a->err)) {
         goto out;
     }
-    exec_upgrade_monitor_hide_pause(a->req->dry_run);
+    exec_upgrade_monitor_quiet(a->req->dry_run);
     if (!pause_guest(&pause, &a->err)) {
         give_up(&pause);
         goto out;
