@@ -163,3 +163,73 @@ def test_end_while_it_is_built(vm, how):
         os.kill(vm.pid, getattr(signal, how))
     vm.wait_gone()
     wait_until(lambda: not Path(f'/proc/{pid}').exists())
+
+
+def test_power_off_while_it_is_built(vm):
+    waits_for_rom(vm)
+    vm.qmp.send('exec-upgrade', {'binary': vm.setup.new, 'dry-run': True})
+    pid, = wait_until(lambda: children(vm))
+    vm.agent.send('sh echo o > /proc/sysrq-trigger')
+    assert vm.wait_gone() == 0
+    wait_until(lambda: not Path(f'/proc/{pid}').exists())
+
+
+def test_stand_in_that_is_stopped(vm):
+    waits_for_rom(vm)
+    ident = vm.qmp.send('exec-upgrade', {'binary': vm.setup.new,
+                                         'dry-run': True, 'timeout': 2})
+    pid, = wait_until(lambda: children(vm))
+    os.kill(int(pid), signal.SIGSTOP)
+    with pytest.raises(QMPError, match='not built in 2 s'):
+        vm.qmp.reply(ident)
+    assert not children(vm)
+
+
+def test_many_descriptors(make_vm):
+    """More than a message takes, twice."""
+    vm = make_vm()
+    names = [f'c{n}' for n in range(220)]
+    for name in names:
+        vm.args += ['-chardev', f'socket,id={name},path={vm.dir}/{name},'
+                    'server=on,wait=off']
+    vm.boot()
+    clients = [vm.connect(name) for name in names]
+    with guest_lives_on(vm):
+        vm.dry_run()
+        vm.upgrade()
+        vm.dry_run(vm.setup.old)
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture(name='two')
+def two_fixture(make_vm):
+    """A guest, and a second client."""
+    vm = make_vm()
+    vm.args += vm.monitor('second')
+    vm.boot()
+    return vm, vm.connect_qmp('second')
+
+
+def test_second_client_upgrades(two):
+    """Its command waits for the dry run to end, and is then executed."""
+    vm, second = two
+    with guest_lives_on(vm):
+        first = vm.qmp.send('exec-upgrade', {'binary': vm.setup.new,
+                                             'dry-run': True})
+        ident = second.send('exec-upgrade', {'binary': vm.setup.new})
+        tried = vm.qmp.reply(first)
+        done = second.reply(ident)
+    assert [p['name'] for p in tried['pauses']] == ['dry-run']
+    assert [p['name'] for p in done['pauses']] == ['upgrade']
+    assert vm.exe() == os.path.realpath(vm.setup.new)
+
+
+def test_client_that_hangs_up(two):
+    vm, second = two
+    with guest_lives_on(vm):
+        second.send('exec-upgrade', {'binary': vm.setup.new, 'dry-run': True})
+        wait_until(lambda: children(vm))
+        second.close()
+        wait_until(lambda: not children(vm))
+    vm.dry_run()
