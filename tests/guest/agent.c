@@ -248,12 +248,32 @@ static int eject_command(const char *args, FILE *out)
     return ret;
 }
 
+/*
+ * Whether what @path names can be opened.  The kernel makes the node of a
+ * virtio port before it finds the port by its number, and its file in debugfs
+ * (virtio_console.c, add_port()) after that.
+ */
+static int is_there(const char *path)
+{
+    char port[256];
+
+    if (access(path, F_OK) < 0) {
+        return 0;
+    }
+    if (strncmp(path, "/dev/vport", 10)) {
+        return 1;
+    }
+    snprintf(port, sizeof(port), "/sys/kernel/debug/virtio-ports/%s",
+             path + 5);
+    return access(port, F_OK) == 0;
+}
+
 /* wait PATH SECONDS: until a device has its node, or any path exists. */
 static int wait_command(const char *args, FILE *out)
 {
     char path[256];
-    int seconds, ret = 0;
-    struct timespec end;
+    int seconds;
+    struct timespec end, now;
 
     if (sscanf(args, "%255s %d", path, &seconds) != 2) {
         return -1;
@@ -261,11 +281,24 @@ static int wait_command(const char *args, FILE *out)
     clock_gettime(CLOCK_REALTIME, &end);
     end.tv_sec += seconds;
     pthread_mutex_lock(&uevent_lock);
-    while (access(path, F_OK) < 0 && ret != ETIMEDOUT) {
-        ret = pthread_cond_timedwait(&uevent_seen, &uevent_lock, &end);
+    while (!is_there(path)) {
+        struct timespec next;
+
+        clock_gettime(CLOCK_REALTIME, &now);
+        if (now.tv_sec >= end.tv_sec) {
+            break;
+        }
+        /* No event tells of a file in debugfs */
+        next = now;
+        next.tv_nsec += 20000000;
+        if (next.tv_nsec >= 1000000000) {
+            next.tv_nsec -= 1000000000;
+            next.tv_sec++;
+        }
+        pthread_cond_timedwait(&uevent_seen, &uevent_lock, &next);
     }
     pthread_mutex_unlock(&uevent_lock);
-    return access(path, F_OK);
+    return is_there(path) ? 0 : -1;
 }
 
 /*
@@ -363,6 +396,7 @@ int main(void)
 
     mount("proc", "/proc", "proc", 0, NULL);
     mount("sys", "/sys", "sysfs", 0, NULL);
+    mount("debug", "/sys/kernel/debug", "debugfs", 0, NULL);
     mount("dev", "/dev", "devtmpfs", 0, NULL);
     mkdir("/tmp", 0777);
     setenv("PATH", "/bin", 1);
