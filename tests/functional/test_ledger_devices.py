@@ -482,6 +482,8 @@ def test_virtio_mem(make_vm):
 
 def test_cpu(make_vm, machine):
     vm = start(make_vm, machine, smp='1,maxcpus=3,sockets=3')
+    # no CPU comes or goes while the kernel probes a PCI device (EBUSY)
+    vm.agent.settle()
     for number in 1, 2:
         vm.qmp.execute('device_add', driver='qemu64-x86_64-cpu',
                        id=f'cpu{number}', socket_id=number, core_id=0,
